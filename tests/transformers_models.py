@@ -13,10 +13,11 @@ from torch import Tensor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 VOCABULARY = 64
+SCALE = 0.2
 # names of layers; and a chunk that two models' slow path needs before 5.15, where it sums over the wrong chunks
 VERSION = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
 _OLD = VERSION < (5, 0)
-_LINEAR, _FULL = ("mamba", "attention") if _OLD else ("linear_attention", "full_attention")
+LINEAR, _FULL = ("mamba", "attention") if _OLD else ("linear_attention", "full_attention")
 _CHUNK = 32 if VERSION < (5, 15) else 8
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _MAMBA = {
@@ -39,7 +40,7 @@ _DELTA = {
     "layer_types": ["linear_attention", "full_attention"],
 } | _ATTENTION
 _HYBRID = {
-    "layers_block_type": [_LINEAR, "hybrid", "hybrid"],
+    "layers_block_type": [LINEAR, "hybrid", "hybrid"],
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -61,7 +62,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "Zamba",
         _FEW
         | {
-            "layers_block_type": [_LINEAR, "hybrid", "hybrid"],
+            "layers_block_type": [LINEAR, "hybrid", "hybrid"],
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
@@ -78,7 +79,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "Zamba2",
         _FEW
         | {
-            "layers_block_type": [_LINEAR, "hybrid", "hybrid"],
+            "layers_block_type": [LINEAR, "hybrid", "hybrid"],
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
@@ -90,12 +91,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_h1": ("FalconH1", _FEW | _ATTENTION | _SSD | {"mamba_d_ssm": 48}),
     "granitemoehybrid": (
         "GraniteMoeHybrid",
-        _FEW | _ATTENTION | _SSD | {"layer_types": [_LINEAR, _FULL]},
+        _FEW | _ATTENTION | _SSD | {"layer_types": [LINEAR, _FULL]},
     ),
     "nemotron_h": (
         "NemotronH",
         _ATTENTION
-        | {"hidden_size": 24, "intermediate_size": 32, "layers_block_type": [_LINEAR, _FULL], "head_dim": 6}
+        | {"hidden_size": 24, "intermediate_size": 32, "layers_block_type": [LINEAR, _FULL], "head_dim": 6}
         | {"ssm_state_size": 6, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 2, "chunk_size": _CHUNK}
         | {"use_mamba_kernels": False},
     ),
@@ -130,7 +131,7 @@ def build(name: str, **changes: Any) -> Any:
     model = getattr(modeling, f"{prefix}ForCausalLM")(config_class(**settings))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(SCALE * torch.randn_like(parameter))
     return model
 
 
@@ -196,8 +197,9 @@ def second_part(model: Any, ids: Tensor, first: int, **arguments: Any) -> Tensor
     positions = {name: value for name, value in positions.items() if name in known}
     with torch.no_grad():
         output = model(ids[:, :first], use_cache=True, **new_cache(model, len(ids)))
-        name = next(name for name in ("past_key_values", "cache", "cache_params") if getattr(output, name, None))
-        cache = {name if name in known else "cache_params": output[name]}
+        names = ("cache", "past_key_values", "cache_params")
+        made = next(output[name] for name in names if getattr(output, name, None) is not None)
+        cache = {next(name for name in names if name in known): made}
         return model(ids[:, first:], use_cache=True, **(positions | cache | arguments)).logits
 
 

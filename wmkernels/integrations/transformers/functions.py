@@ -36,6 +36,8 @@ def replacement(original: Function, op: str, ours: Function) -> Function:
     def function(*args: Any, **kwargs: Any) -> Any:
         if _can_run(op, args[0]):
             result = ours(*args, **kwargs)
+            if result is None:
+                return None
             if result is not NotImplemented:
                 count(ours.__name__)
                 return result
@@ -240,6 +242,13 @@ def delta_rule(
 def delta_step(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, *args: Any, **kwargs: Any) -> Any:
     """``torch_recurrent_gated_delta_rule``: any number of steps, the same arguments without ``chunk_size``."""
     return delta_rule(query, key, value, g, beta, 1, *args, **kwargs)
+
+
+def fused(*args: Any, **kwargs: Any) -> None:
+    """``mamba_inner_fn`` and ``mamba2_split_conv1d_scan_combined``: after None a mixer calls the functions above.
+
+    They would norm and mask in other places than the mixer does, in training alone.
+    """
 
 
 def _l2norm(x: Tensor) -> Tensor:

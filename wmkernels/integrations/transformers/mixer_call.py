@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,21 @@ from torch import Tensor
 from torch._C import _get_tracing_state
 
 calls: Counter[str] = Counter()
+
+
+PACKING = ("seq_idx", "cu_seq_lens_q", "cu_seqlens")
+
+
+class Packing(NamedTuple):
+    """Where packed sequences start, as a model was told.
+
+    Attributes:
+        arguments: of ``PACKING``, those given.
+        checkpointed: whether layers run again in the backward pass, where the model's arguments are gone.
+    """
+
+    arguments: dict[str, Tensor]
+    checkpointed: bool
 
 
 class MixerCall(NamedTuple):
@@ -44,23 +59,57 @@ def is_recorded() -> bool:
     return torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _get_tracing_state() is not None)
 
 
-def packed_reset(arguments: dict[str, Any], batch: int, time: int, device: torch.device) -> Tensor | None:
+def given_packing(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Arguments of ``PACKING`` that are given."""
+    return {name: arguments[name] for name in PACKING if arguments.get(name) is not None}
+
+
+def with_packing(call: Callable[..., Any]) -> Callable[..., Any]:
+    """``__call__`` of a model that tells its mixers where packed sequences start, which some models do not."""
+
+    @functools.wraps(call)
+    def model_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = given_packing(kwargs)
+        if not given:
+            return call(self, *args, **kwargs)
+        outer = getattr(_running, "packing", None)
+        checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+        _running.packing = Packing(given, self.training and checkpointed)
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            _running.packing = outer
+
+    return model_call
+
+
+def packed_reset(arguments: Mapping[str, Any], batch: int, time: int, device: torch.device) -> Tensor | None:
     """Where packed sequences start, without the first step; None where nothing is packed.
 
     Args:
-        arguments: with ``seq_idx``, (batch, time), or ``cu_seq_lens_q`` or ``cu_seqlens``, (sequences + 1,).
+        arguments: of the mixer; else those of the model are read: ``seq_idx``, (batch, time), ``cu_seq_lens_q`` or
+            ``cu_seqlens``, (sequences + 1,).
         batch: of the mixer's inputs.
         time: of the mixer's inputs.
         device: of the mixer's inputs.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or layers that run again without those arguments.
     """
-    seq_idx = arguments.get("seq_idx")
-    bounds = arguments.get("cu_seq_lens_q", arguments.get("cu_seqlens"))
-    if (seq_idx is None and bounds is None) or time == 1:
+    if time == 1:
+        return None
+    given, told = given_packing(arguments), getattr(_running, "packing", None)
+    if not given and told is not None:
+        if told.checkpointed:
+            raise ValueError(
+                f"{', '.join(told.arguments)} with gradient checkpointing: this model does not pass it to its layers, "
+                "which run again in the backward pass; turn gradient checkpointing off"
+            )
+        given = told.arguments
+    if not given:
         return None
     reset = torch.zeros(batch, time, dtype=torch.bool, device=device)
+    seq_idx, bounds = given.get("seq_idx"), given.get("cu_seq_lens_q", given.get("cu_seqlens"))
     if seq_idx is not None:
         if tuple(seq_idx.shape) != (batch, time):
             raise ValueError(f"seq_idx has shape {tuple(seq_idx.shape)}, expected (batch={batch}, time={time})")

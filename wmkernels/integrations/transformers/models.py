@@ -24,16 +24,23 @@ class Mixer(NamedTuple):
     """A layer of a model.
 
     Attributes:
-        name: of its class.
+        prefix: of the names of the model's classes.
+        suffix: of its class's name.
         uses: by name, the functions that it calls.
         passes_state: whether it passes a cached state to the scan of more than one step.
         before: the whole mixer in versions before 5.15, and the op of its scan; None where those are left alone.
     """
 
-    name: str
+    prefix: str
+    suffix: str
     uses: Mapping[str, Use]
     passes_state: bool = True
     before: tuple[mixers.Compute, str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its class."""
+        return self.prefix + self.suffix
 
 
 _CONV = {
@@ -52,7 +59,21 @@ _MAMBA = _CONV | {
     ),
     "mamba_selective_state_update": Use("selective_step", functions.state_update, _STEP),
 }
+_MAMBA_FUSED = _MAMBA | {
+    "mamba_inner_fn": Use(
+        "selective_scan",
+        functions.fused,
+        "xz conv1d_weight conv1d_bias x_proj_weight delta_proj_weight out_proj_weight out_proj_bias A B C D "
+        "delta_bias delta_softplus b_rms_weight c_rms_weight dt_rms_weight b_c_dt_rms_eps kwargs",
+    )
+}
 _MAMBA2 = _CONV | {
+    "mamba2_split_conv1d_scan_combined": Use(
+        "ssd_scan",
+        functions.fused,
+        "zxbcdt conv1d_weight conv1d_bias dt_bias A D chunk_size initial_states dt_limit return_final_states "
+        "activation rmsnorm_weight rmsnorm_eps outproj_weight outproj_bias headdim ngroups norm_before_gate kwargs",
+    ),
     "mamba2_chunk_scan": Use(
         "ssd_scan",
         functions.chunk_scan,
@@ -70,21 +91,20 @@ _DELTA = _CONV | {
     ),
 }
 
-# by the name of the model's folder; mamba_inner_fn and mamba2_split_conv1d_scan_combined return None on a CPU, and the
-# mixer then calls the functions above
+# by the name of the model's folder
 MODELS: Mapping[str, Mixer] = {
-    "mamba": Mixer("MambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
-    "falcon_mamba": Mixer("FalconMambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
-    "jamba": Mixer("JambaMambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
-    "zamba": Mixer("ZambaMambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba_heads, "selective_scan")),
-    "mamba2": Mixer("Mamba2Mixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
-    "zamba2": Mixer("Zamba2MambaMixer", _MAMBA2, before=(mixers.mamba2_least_step, "ssd_scan")),
-    "bamba": Mixer("BambaMixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
-    "falcon_h1": Mixer("FalconH1Mixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
-    "granitemoehybrid": Mixer("GraniteMoeHybridMambaLayer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
-    "nemotron_h": Mixer("NemotronHMamba2Mixer", _MAMBA2, before=(mixers.mamba2_least_step, "ssd_scan")),
-    "qwen3_next": Mixer("Qwen3NextGatedDeltaNet", _DELTA),
-    "qwen3_5": Mixer("Qwen3_5GatedDeltaNet", _DELTA),
-    "qwen3_5_moe": Mixer("Qwen3_5MoeGatedDeltaNet", _DELTA),
-    "olmo_hybrid": Mixer("OlmoHybridGatedDeltaNet", _DELTA),
+    "mamba": Mixer("Mamba", "Mixer", _MAMBA_FUSED, passes_state=False, before=(mixers.mamba, "selective_scan")),
+    "falcon_mamba": Mixer("FalconMamba", "Mixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
+    "jamba": Mixer("Jamba", "MambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
+    "zamba": Mixer("Zamba", "MambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba_heads, "selective_scan")),
+    "mamba2": Mixer("Mamba2", "Mixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "zamba2": Mixer("Zamba2", "MambaMixer", _MAMBA2, before=(mixers.mamba2_least_step, "ssd_scan")),
+    "bamba": Mixer("Bamba", "Mixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "falcon_h1": Mixer("FalconH1", "Mixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "granitemoehybrid": Mixer("GraniteMoeHybrid", "MambaLayer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "nemotron_h": Mixer("NemotronH", "Mamba2Mixer", _MAMBA2, before=(mixers.mamba2_least_step, "ssd_scan")),
+    "qwen3_next": Mixer("Qwen3Next", "GatedDeltaNet", _DELTA),
+    "qwen3_5": Mixer("Qwen3_5", "GatedDeltaNet", _DELTA),
+    "qwen3_5_moe": Mixer("Qwen3_5Moe", "GatedDeltaNet", _DELTA),
+    "olmo_hybrid": Mixer("OlmoHybrid", "GatedDeltaNet", _DELTA),
 }

@@ -12,6 +12,9 @@ class Unknown(Exception):
     """The library's code is not what this package was written for; the message says how."""
 
 
+INHERITED = object()  # an original that the owner itself does not have
+
+
 class Patch(NamedTuple):
     """An attribute and what it is replaced by."""
 
@@ -30,7 +33,10 @@ class Patch(NamedTuple):
         """Puts the original back, unless another replaced ours meanwhile; whether it did."""
         if not self.is_applied():
             return False
-        setattr(self.owner, self.name, self.original)
+        if self.original is INHERITED:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.original)
         return True
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from wmkernels.integrations.transformers.functions import replacement
-from wmkernels.integrations.transformers.mixer_call import calls, with_mixer_call
+from wmkernels.integrations.transformers.mixer_call import calls, with_mixer_call, with_packing
 from wmkernels.integrations.transformers.mixers import mixer_forward
 from wmkernels.integrations.transformers.models import MODELS, Mixer
-from wmkernels.integrations.transformers.patching import Patch, Unknown, own_class, own_function, require_arguments
+from wmkernels.integrations.transformers.patching import INHERITED, Patch, Unknown, own_class, own_function, require_arguments
 
 _MIXERS = ((4, 57), (5, 14))  # versions whose mixers are replaced as a whole
 _FUNCTIONS = tuple((5, minor) for minor in range(15, 25))  # versions whose mixers call functions that are replaced
@@ -80,7 +80,7 @@ def enable(*models: str) -> None:
 def _enable(name: str, mixer: Mixer, before: bool) -> None:
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     try:
-        patches = list(_whole_mixer(module, mixer) if before else _functions(module, mixer))
+        patches = [*(_whole_mixer if before else _functions)(module, mixer), _packing(module, mixer)]
     except Unknown as unknown:
         _left_alone[name] = str(unknown)
         _say(f"{name} is left alone: {unknown}")
@@ -110,6 +110,13 @@ def _whole_mixer(module: ModuleType, mixer: Mixer) -> Iterator[Patch]:
     if not set(names) <= set(_FORWARD_BEFORE):
         raise Unknown(f"{mixer.name}.forward has the arguments ({', '.join(names)}), expected of {_FORWARD_BEFORE}")
     yield Patch(owner, "forward", forward, mixer_forward(forward, *mixer.before, tuple(names)))
+
+
+def _packing(module: ModuleType, mixer: Mixer) -> Patch:
+    owner = own_class(module, f"{mixer.prefix}PreTrainedModel")
+    if "__call__" in vars(owner):
+        raise Unknown(f"{owner.__name__}.__call__ is not that of a module")
+    return Patch(owner, "__call__", INHERITED, with_packing(owner.__call__))
 
 
 def disable() -> None:
