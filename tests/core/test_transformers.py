@@ -258,4 +258,3 @@ class TestFunctions:
         ours.enable("mamba")
         with pytest.raises(ValueError, match=r"conv_state has shape \(2, 6, 2\), expected at least width - 1 = 3"):
             modeling("mamba").causal_conv1d_update(torch.randn(2, 6, 1), torch.randn(2, 6, 2), torch.randn(6, 4))
-

@@ -12,7 +12,14 @@ from wmkernels.integrations.transformers.functions import replacement
 from wmkernels.integrations.transformers.mixer_call import calls, with_mixer_call, with_packing
 from wmkernels.integrations.transformers.mixers import mixer_forward
 from wmkernels.integrations.transformers.models import MODELS, Mixer
-from wmkernels.integrations.transformers.patching import INHERITED, Patch, Unknown, own_class, own_function, require_arguments
+from wmkernels.integrations.transformers.patching import (
+    INHERITED,
+    Patch,
+    Unknown,
+    own_class,
+    own_function,
+    require_arguments,
+)
 
 _MIXERS = ((4, 57), (5, 14))  # versions whose mixers are replaced as a whole
 _FUNCTIONS = tuple((5, minor) for minor in range(15, 25))  # versions whose mixers call functions that are replaced
