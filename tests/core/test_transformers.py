@@ -22,6 +22,7 @@ BEFORE = tiny.VERSION < (5, 15)  # whole mixers are replaced, and the layers of 
 RUNS = [name for name in MODELS if not (BEFORE and "linear_key_head_dim" in tiny.TINY[name][1])]
 FIRST, TIME = 9, 21
 PARITY = 1e-5
+GRADIENT_PARITY = 2 * PARITY  # each of the two is within PARITY of float64's
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def test_a_model_does_on_kernels_what_it_does_without(name: str) -> None:
     after, calls = tiny.behaviour(model), ours.report().calls
     assert tiny.error(after.logits, before.logits) < PARITY
     assert tiny.error(after.padded, before.padded) < PARITY
-    assert tiny.worst_gradient(after.grads, before.grads) < PARITY
+    assert tiny.worst_gradient(after.grads, before.grads) < GRADIENT_PARITY
     assert torch.equal(after.tokens, before.tokens)
     assert calls and "original" not in calls
 
@@ -78,7 +79,7 @@ def test_packed_sequences_are_trained_as_each_by_itself(name: str) -> None:
         together = tiny.summed_gradients(model, ids, **tiny.packing([FIRST, TIME - FIRST], packed))
         assert tiny.error(together.logits, torch.cat([part.logits for part in alone], 1)) < PARITY
         summed = {key: alone[0].grads[key] + alone[1].grads[key] for key in alone[0].grads}
-        assert tiny.worst_gradient(together.grads, summed) < PARITY
+        assert tiny.worst_gradient(together.grads, summed) < GRADIENT_PARITY
 
 
 @pytest.mark.parametrize("name", ["mamba", "bamba"])
