@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import local_attention_speed
+import models
 import place_memory_speed
 import planning
 import radar
@@ -42,7 +43,7 @@ Results = dict[Path, dict[str, Any]]
 RESULTS = ROOT / "benchmarks" / "results"
 CPU_RESULT = RESULTS / "scan_speed_cpu.json"
 PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
-DOCS = ("architecture", "benchmarks", "planning", "radar", "results", "world_model", "worlds")
+DOCS = ("architecture", "benchmarks", "planning", "radar", "results", "transformers", "world_model", "worlds")
 SPEED_GROUPS = ("forward, 2,048 steps", "training, 512 steps")
 KERNEL_SOURCES = {
     "cpu": "csrc/cpu/{op}/*.cpp",
@@ -278,6 +279,16 @@ def local_attention_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
+def models_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("models", results).values():
+        described = result["environment"]
+        lines += [markdown(models.HEADER, models.cells(result["rows"])), ""]
+        versions = f"transformers {described['packages']['transformers']}, {described['threads']} threads"
+        lines += [f"{environment.summary(described)}; {versions}.", ""]
+    return _text(lines, "No result is committed: `python benchmarks/models.py --publish` makes one.")
+
+
 def full_part(results: Results, page: Path) -> str:
     lines = []
     for path, result in of("scan_speed", results).items():
@@ -335,6 +346,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "byte-model": text_part,
     "place-memory": place_memory_part,
     "local-attention": local_attention_part,
+    "models": models_part,
 }
 PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name in DOCS)))
 

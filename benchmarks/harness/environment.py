@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
 SOURCES = ("csrc", "python", "wmkernels", "benchmarks/*.py")
-PACKAGES = ("torch", "triton", "numpy", *BASELINES, "rich", "gymnasium", "popgym", "minigrid")
+PACKAGES = ("torch", "transformers", "triton", "numpy", *BASELINES, "rich", "gymnasium", "popgym", "minigrid")
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 
 

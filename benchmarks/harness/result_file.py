@@ -22,13 +22,18 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argpa
     return chosen
 
 
+def target(chosen: argparse.Namespace, benchmark: str, machine: str) -> Path | None:
+    """The result file; None for a smoke test that names none."""
+    if chosen.json is not None or chosen.quick:
+        return chosen.json
+    return RESULTS / ("" if chosen.publish else "local") / f"{benchmark}_{machine}.json"
+
+
 def write(
     result: dict[str, Any], chosen: argparse.Namespace, machine: str, draw: Callable[[dict[str, Any], Path], str]
 ) -> None:
     """Writes the JSON and the chart; ``draw`` returns the reason for no chart, or ""."""
-    path = chosen.json
-    if path is None and not chosen.quick:
-        path = RESULTS / ("" if chosen.publish else "local") / f"{result['benchmark']}_{machine}.json"
+    path = target(chosen, result["benchmark"], machine)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

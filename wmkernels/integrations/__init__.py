@@ -1,0 +1,1 @@
+"""Other libraries, run by these kernels."""
