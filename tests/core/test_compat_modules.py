@@ -301,6 +301,10 @@ PARAMS = InferenceParams(4, 2)
     ("call", "message"),
     [
         (lambda f: Mamba3(8, is_mimo=True), "Mamba3: is_mimo is True, expected False: blocks of more than one rank"),
+        (lambda f: Mamba3(8, headdim=4, chunk_size=0), "Mamba3: chunk_size is 0, expected 1"),
+        (lambda f: Mamba2(8, headdim=4, chunk_size=2.5), "Mamba2: chunk_size is 2.5, expected a whole number"),
+        (lambda f: Mamba2(8, headdim=4, use_mem_eff_path="no"), "use_mem_eff_path is 'no', expected True or False"),
+        (lambda f: Mamba(8, use_fast_path=None), "Mamba: use_fast_path is None, expected True or False"),
         (lambda f: Mamba3(8, dropout=0.1), "dropout is 0.1, expected 0"),
         (lambda f: Mamba2(8, process_group="group"), "Mamba2: process_group is 'group', expected None"),
         (lambda f: block("Mamba1", layer_idx=None)(normal(2, 3, 8), PARAMS), "Mamba: layer_idx is None, expected"),

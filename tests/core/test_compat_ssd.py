@@ -105,6 +105,20 @@ def test_states_of_packed_sequences(end):
     assert torch.equal(alone, out) and torch.equal(same, varlen)
 
 
+def test_packed_sequences_without_steps():
+    x = {name: v[:1, :0] if name in ("x", "dt", "B", "C", "z") else v for name, v in scan_arguments(WIDE, WIDE).items()}
+    initial = normal(1, HEADS, HEADDIM, STATES)
+    out, last, varlen = mamba_chunk_scan_combined(
+        **x,
+        chunk_size=4,
+        initial_states=initial,
+        cu_seqlens=torch.tensor([0, 0]),
+        return_final_states=True,
+        return_varlen_states=True,
+    )
+    assert out.shape == (1, 0, HEADS, HEADDIM) and torch.equal(last, initial) and torch.equal(varlen, initial)
+
+
 def test_the_scan_is_differentiable_through_its_states():
     x = {name: v.requires_grad_() for name, v in scan_arguments(WIDE, WIDE).items()}
     initial = normal(2, HEADS, HEADDIM, STATES).requires_grad_()

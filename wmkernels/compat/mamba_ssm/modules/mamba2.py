@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wmkernels import nn
+from wmkernels.checks import require_flag, require_size
 from wmkernels.compat.arguments import reset_of, rows_of
 from wmkernels.compat.inference_cache import cached_states, read_window, require_token, without_group, write_window
 from wmkernels.compat.packing import padded_bounds
@@ -55,13 +56,15 @@ class Mamba2(nn.Mamba2):
         dtype: torch.dtype | None = None,
     ) -> None:
         without_group("Mamba2", process_group)
+        require_size("Mamba2", "chunk_size", chunk_size, least=1)
         super().__init__(
             *(d_model, d_state, d_conv, conv_init, expand, headdim, d_ssm, ngroups, A_init_range, D_has_hdim, rmsnorm),
             *(norm_before_gate, dt_min, dt_max, dt_init_floor, dt_limit, bias, conv_bias),
             device=device,
             dtype=dtype,
         )
-        self.use_mem_eff_path, self.layer_idx = use_mem_eff_path, layer_idx
+        self.use_mem_eff_path = require_flag("Mamba2", "use_mem_eff_path", use_mem_eff_path)
+        self.layer_idx = layer_idx
         self.nheads = self.heads
 
     def forward(  # type: ignore[override]

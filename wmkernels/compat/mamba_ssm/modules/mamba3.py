@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wmkernels import nn
-from wmkernels.checks import shown
+from wmkernels.checks import require_size, shown
 from wmkernels.compat.arguments import reset_of, rows_of
 from wmkernels.compat.inference_cache import cached_states
 from wmkernels.compat.packing import padded_bounds
@@ -57,6 +57,7 @@ class Mamba3(nn.Mamba3):
             raise ValueError("Mamba3: is_mimo is True, expected False: blocks of more than one rank are not supported")
         if dropout:
             raise ValueError(f"Mamba3: dropout is {shown(dropout)}, expected 0: the block has none")
+        require_size("Mamba3", "chunk_size", chunk_size, least=1)
         super().__init__(
             *(d_model, d_state, expand, headdim, ngroups, rope_fraction, dt_min, dt_max, dt_init_floor, A_floor),
             is_outproj_norm,

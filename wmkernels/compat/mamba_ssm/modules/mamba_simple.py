@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wmkernels import nn
+from wmkernels.checks import require_flag
 from wmkernels.compat.arguments import rows_of
 from wmkernels.compat.inference_cache import cached_states, read_window, require_token, write_window
 
@@ -52,7 +53,7 @@ class Mamba(nn.Mamba):
             device=device,
             dtype=dtype,
         )
-        self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+        self.use_fast_path, self.layer_idx = require_flag("Mamba", "use_fast_path", use_fast_path), layer_idx
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:  # type: ignore[override]
         """Outputs as ``hidden_states`` (batch, time, d_model).

@@ -126,7 +126,7 @@ def _before_the_first(initial: Tensor | None, x: Tensor, bounds: Tensor) -> Tens
 def _last(states: Tensor, bounds: Tensor, time: int) -> Tensor:
     """The state of the sequence with the row's last step."""
     row = torch.searchsorted(bounds, time - 1, right=True) - 1
-    return states.index_select(0, row.view(1))
+    return states.index_select(0, row.clamp(min=0).view(1))
 
 
 def mamba_split_conv1d_scan_combined(
