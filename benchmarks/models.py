@@ -204,6 +204,20 @@ def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     return shown
 
 
+SHORT_HEADER = ("", "training step: s before", "after", "", "forward", "generation")
+
+
+def short_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A row per model: how many times as fast."""
+    found = {(row["model"], row["measure"]): row for row in rows}
+    shown = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        seconds = [found[name, "training"]["milliseconds"][kind] / 1e3 for kind in ("before", "after")]
+        times = [f"{tables.figure(found[name, quantity]['speedup'])}×" for quantity in TARGETS]
+        shown.append([FAMILIES[name][0], *map(tables.figure, seconds), *times])
+    return shown
+
+
 def measured(path: Path | None, sizes: Sizes, packages: dict[str, str]) -> list[dict[str, Any]]:
     """Rows of an earlier run with these sizes and packages."""
     if path is None or not path.exists():

@@ -279,6 +279,14 @@ def local_attention_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
+def models_short_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("models", results).values():
+        lines += [markdown(models.SHORT_HEADER, models.short_cells(result["rows"])), ""]
+        lines += [f"2 layers × 768, 512 steps, batch 1, float32. {environment.summary(result['environment'])}."]
+    return _text(lines, "No result is committed: `python benchmarks/models.py --publish` makes one.")
+
+
 def models_part(results: Results, page: Path) -> str:
     lines = []
     for result in of("models", results).values():
@@ -347,6 +355,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "place-memory": place_memory_part,
     "local-attention": local_attention_part,
     "models": models_part,
+    "models-short": models_short_part,
 }
 PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name in DOCS)))
 
