@@ -248,10 +248,12 @@ def time_line(rows: list[dict[str, Any]]) -> str:
 
 def report(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Markdown by section."""
-    made = {"targets": target_table(rows), "agents": agent_table(rows)}
-    if any(row["section"] == "league" for row in rows):
-        made["league"] = league_table(rows)
-    return {**made, "time": time_line(rows)}
+    return {
+        "targets": target_table(rows),
+        "agents": agent_table(rows),
+        "league": league_table(rows),
+        "time": time_line(rows),
+    }
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ A generated part stands between <!-- generated:NAME --> and <!-- end:NAME -->.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -241,11 +242,11 @@ def planning_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
-def radar_part(results: Results, page: Path) -> str:
+def radar_part(results: Results, page: Path, sections: tuple[str, ...] = ("targets", "agents")) -> str:
     lines = []
     for result in of("radar", results).values():
-        for text in radar.report(result["rows"]).values():
-            lines += [text, ""]
+        report = radar.report(result["rows"])
+        lines += [line for section in sections for line in (report[section], "")]
         lines += [f"{environment.summary(result['environment'])}; one thread.", ""]
     return _text(lines)
 
@@ -346,6 +347,8 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "conv-lstm-results": conv_lstm_results_part,
     "planning": planning_part,
     "radar": radar_part,
+    "radar-league": functools.partial(radar_part, sections=("league",)),
+    "radar-time": functools.partial(radar_part, sections=("time",)),
     "world-model": world_part,
     "world-tasks": tasks_part,
     "world-memory": memory_part,

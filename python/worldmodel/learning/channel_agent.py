@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from worldmodel.data.batch import State
 from worldmodel.environments.radar.game import RadarGameConfig, RadarGames
-from worldmodel.model.blocks import DeltaBlock, GatedConvBlock, GRUBlock, LocalAttentionBlock, RotaryScanBlock
+from worldmodel.model.blocks import DeltaBlock, GatedConvBlock, GRUBlock, RotaryScanBlock
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.networks import mlp
+from worldmodel.model.token_blocks import LocalAttentionBlock
 from worldmodel.runs.fields import Checked, Size
 
 _SPARE = 8  # intervals that attention sees beyond the longest look-back
