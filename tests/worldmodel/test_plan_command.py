@@ -74,7 +74,7 @@ def test_each_row_plans_to_the_goal_of_its_episode(trained):
             return torch.zeros(len(state["features"]), 8)
 
     environments = [GoalEpisodes(TwoRooms(), 4) for _ in range(2)]
-    decider = GoalDecider(agent, environments, Spy)
+    decider = GoalDecider(agent, environments, Spy())
     for row, environment in enumerate(environments):
         environment.reset(seed=row)
         decider.begin(row, row)
@@ -131,7 +131,7 @@ def test_without_goals_plans_are_for_the_return_and_actions_are_continuous(tmp_p
 
 def test_the_demonstration_leaves_a_run_numbers_a_picture_and_a_film(tmp_path, capsys):
     folder = tmp_path / "demo"
-    options = ["--walks", "3", "--seconds", "0.1", "--episodes", "4"]
+    options = ["--walks", "3", "--seconds", "0.1", "--episodes", "4", "--steps", "16"]
     assert main(["demo", "plan", "--folder", str(folder), *options]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(folder / "plan.png") and (folder / "plan.png").stat().st_size > 10_000

@@ -34,7 +34,7 @@ from worldmodel.runs.run import Run
 
 ENV = "worldmodel/TwoRooms-v0"
 ACTION_STEPS, WALK = 4, 88
-STEPS, RADIUS = 200, 4.5
+RADIUS = 4.5  # of a success, pixels
 _PICTURES = 2000  # of the regression, at most
 _SAY_SECONDS = 15
 
@@ -51,6 +51,8 @@ class PlanDemoOptions(Checked):
     """Seconds of training."""
     episodes: Annotated[int, Bounds(4, 10_000)] = 40
     """Goals to plan to."""
+    steps: Annotated[int, Bounds(8, 10_000)] = 200
+    """Moves per goal, at most."""
     seed: Seed = 0
     """Seed of walks, weights and goals."""
 
@@ -85,10 +87,12 @@ def run_plan(options: PlanDemoOptions) -> Path:
         foreseen.append(torch.cat([places[:, None], read(controller.foreseen())], 1)[:4])
         return moves
 
-    driven = {"planned": drive(planned, began, goal, layouts, STEPS, RADIUS)}
-    driven["straight line"] = drive(lambda places: (goal - places)[:, None], began, goal, layouts, STEPS, RADIUS)
-    random = sample_walks(np.random.default_rng(options.seed + 2), layouts, STEPS, WalkConfig(crossing=0))
-    driven["random walk"] = drive(lambda places: random.moves, began, goal, layouts, STEPS, RADIUS)
+    driven = {"planned": drive(planned, began, goal, layouts, options.steps, RADIUS)}
+    driven["straight line"] = drive(
+        lambda places: (goal - places)[:, None], began, goal, layouts, options.steps, RADIUS
+    )
+    random = sample_walks(np.random.default_rng(options.seed + 2), layouts, options.steps, WalkConfig(crossing=0))
+    driven["random walk"] = drive(lambda places: random.moves, began, goal, layouts, options.steps, RADIUS)
     for name, found in driven.items():
         _say(f"{name}: {_share(found.hit)} of {options.episodes} goals reached, {_share(found.held)} held at the end")
     summary: dict[str, Any] = {

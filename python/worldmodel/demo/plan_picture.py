@@ -18,8 +18,8 @@ from worldmodel.runs.optional_dependencies import require
 COLOURS = {"planned": "#2463eb", "straight line": "#c08a00", "random walk": "#10a37f"}
 _FORESEEN, _TAKEN = (234, 120, 20), (36, 99, 235)
 _GAP = 8  # pixels between rooms of the film
-_FRAMES_PER_SECOND, _STEPS_PER_FRAME = 15, 2
-_STAY = 8  # frames at the end
+_FRAMES_PER_SECOND, _STEPS_PER_FRAME = 10, 4
+_STAY = 6  # frames at the end
 
 
 def draw(
