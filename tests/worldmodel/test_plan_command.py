@@ -20,6 +20,7 @@ ROOMS = "worldmodel/TwoRooms-v0"
 SMALL = ["--model.perception.hidden", "8", "--model.prediction.hidden", "8", "--model.evaluation.hidden", "8"]
 SMALL += ["--model.decision.hidden", "8", "--replay.batch-size", "2", "--held-out", "0", "--threads", "1"]
 SEARCH = ["--planner.horizon", "4", "--planner.samples", "8", "--planner.iterations", "2", "--threads", "1"]
+SEARCH += ["--fresh.samples", "8", "--fresh.iterations", "2"]
 
 
 @pytest.fixture(scope="module")

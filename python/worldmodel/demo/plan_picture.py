@@ -51,7 +51,8 @@ def draw(
             picture = drawing(planned.path[row, 0], goal[row], radius, layouts[row])
             axes.imshow(with_paths(picture, [(foreseen[row], _FORESEEN), (taken, _TAKEN)]))
             axes.set_axis_off()
-        panes[0].set_title("orange: foreseen at the start; blue: taken; ring: the goal", loc="left", fontsize=11)
+        said = "orange: foreseen at the start; blue: taken; ring: the goal"
+        panes[0].set_title(said, loc="left", fontsize=11).set_in_layout(False)  # it is wider than its pane
         figure.savefig(path, dpi=160, transparent=True)
         plt.close(figure)
 
