@@ -15,7 +15,7 @@ h5py = pytest.importorskip("h5py")
 serialization = pytest.importorskip("minari.serialization")
 
 ACTIONS = [3, 5, 2]
-PLACES = spaces.Dict(place=spaces.Box(-9, 9, (2,)), eye=spaces.Box(0, 255, (12, 12, 3), np.uint8))
+PLACES = spaces.Dict(place=spaces.Box(-9, 9, (2,)), eye=spaces.Box(0, 255, (20, 20, 3), np.uint8))
 
 
 def write(folder, action_space, actions, about=(), drop=(), places=None):
@@ -28,7 +28,7 @@ def write(folder, action_space, actions, about=(), drop=(), places=None):
                 "place": random.uniform(-9, 9, (count + 1, 2)).astype(np.float32)
                 if places is None
                 else places[episode],
-                "eye": random.integers(0, 256, (count + 1, 12, 12, 3), np.uint8),
+                "eye": random.integers(0, 256, (count + 1, 20, 20, 3), np.uint8),
             }
             for name, array in seen.items():
                 group.create_dataset(f"observations/{name}", data=array)
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_told_with_file_episode_and_step(tmp_path):
     with pytest.raises(RunError, match="episode 0: no rewards for 3 actions"):
         open_episodes(tmp_path / "d")
     write(tmp_path / "e", box, moves(), {"data_format": "arrow"})
-    with pytest.raises(RunError, match="e/data: its data_format is 'arrow', expected 'hdf5'"):
+    with pytest.raises(RunError, match="e/data: its data_format is arrow, expected 'hdf5'"):
         open_episodes(tmp_path / "e")
     write(tmp_path / "f", box, moves(), {"total_episodes": 9})
     with pytest.raises(RunError, match=r"main_data\.hdf5 is no data set of Minari, or damaged"):

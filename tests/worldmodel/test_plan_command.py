@@ -20,6 +20,7 @@ ROOMS = "worldmodel/TwoRooms-v0"
 SMALL = ["--model.perception.hidden", "8", "--model.prediction.hidden", "8", "--model.evaluation.hidden", "8"]
 SMALL += ["--model.decision.hidden", "8", "--replay.batch-size", "2", "--held-out", "0", "--threads", "1"]
 SEARCH = ["--planner.horizon", "4", "--planner.samples", "8", "--planner.iterations", "2", "--threads", "1"]
+SEARCH += ["--fresh.samples", "8", "--fresh.iterations", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_each_row_plans_to_the_goal_of_its_episode(trained):
             return torch.zeros(len(state["features"]), 8)
 
     environments = [GoalEpisodes(TwoRooms(), 4) for _ in range(2)]
-    decider = GoalDecider(agent, environments, Spy)
+    decider = GoalDecider(agent, environments, Spy())
     for row, environment in enumerate(environments):
         environment.reset(seed=row)
         decider.begin(row, row)
@@ -131,7 +132,7 @@ def test_without_goals_plans_are_for_the_return_and_actions_are_continuous(tmp_p
 
 def test_the_demonstration_leaves_a_run_numbers_a_picture_and_a_film(tmp_path, capsys):
     folder = tmp_path / "demo"
-    options = ["--walks", "3", "--seconds", "0.1", "--episodes", "4"]
+    options = ["--walks", "3", "--seconds", "0.1", "--episodes", "4", "--steps", "16"]
     assert main(["demo", "plan", "--folder", str(folder), *options]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(folder / "plan.png") and (folder / "plan.png").stat().st_size > 10_000

@@ -238,6 +238,24 @@ def test_a_planner_decides_in_act_and_goes_on_with_its_plan(method):
     assert not starts[2][0].any() and torch.equal(starts[2][1], shifted(plans[1].actions, 1)[1])
 
 
+def test_a_first_search_may_be_another_than_those_that_go_on():
+    model, tried = world_model(), []
+    small, large = (PlannerConfig(horizon=4, samples=count, first=1, iterations=1) for count in (8, 32))
+
+    def cost(trajectories):
+        tried.append(trajectories.rewards.shape[1])
+        return -trajectories.rewards.sum(-1)
+
+    decider = PlanningDecider(cost, small, fresh=large)
+    state = model.init_state(2)
+    for begins in ([True, True], [False, False], [False, True], [False, False]):
+        observation = {"place": torch.rand(2, 3)}
+        _, state = model.act(observation, state, torch.tensor(begins), decider)
+    assert tried == [32, 8, 32, 8]
+    with pytest.raises(ValueError, match="fresh has a horizon of 5, expected config's 4"):
+        PlanningDecider(cost, small, fresh=PlannerConfig(horizon=5))
+
+
 def test_a_planner_needs_continuous_actions_and_fitting_goals():
     with pytest.raises(ValueError, match="WorldModelRollout: actions are discrete, expected continuous ones"):
         WorldModelRollout(world_model(actions=spaces.Discrete(3)))

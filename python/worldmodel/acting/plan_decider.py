@@ -12,6 +12,8 @@ from worldmodel.model.world_model import Sampler, WorldModel
 
 IN_LATENTS = PlannerConfig(std=0.4, samples=32, first=4, iterations=2)
 """For learned latents and plans that are renewed after every action: small searches, each beginning with the last."""
+FRESH_IN_LATENTS = PlannerConfig(std=0.4)
+"""For the first of them."""
 
 
 class PlanningDecider:
@@ -28,6 +30,7 @@ class PlanningDecider:
         project: makes actions of a plan allowed, as for ``Planner``.
         repeats: equal parts of an action: those of a world model with ``action_steps`` are searched as one move each.
         seed: of samples.
+        fresh: of the search where a row begins afresh, with the horizon of ``config``, which it is if None.
 
     Raises:
         ValueError: ``every`` of less than 1 or beyond the horizon; discrete actions, or not a multiple of ``repeats``.
@@ -46,11 +49,16 @@ class PlanningDecider:
         project: Project | None = None,
         repeats: int = 1,
         seed: int = 0,
+        fresh: PlannerConfig | None = None,
     ) -> None:
         self.cost, self.config, self.every, self.sample = cost, config or PlannerConfig(std=0.5), every, sample
         if not 1 <= every <= self.config.horizon:
             raise ValueError(f"PlanningDecider: every is {every}, expected 1 to the horizon of {self.config.horizon}")
-        self.project, self.repeats = project, repeats
+        self.project, self.repeats, self.fresh = project, repeats, fresh or self.config
+        if self.fresh.horizon != self.config.horizon:
+            raise ValueError(
+                f"PlanningDecider: fresh has a horizon of {self.fresh.horizon}, expected config's {self.config.horizon}"
+            )
         self._generator = torch.Generator().manual_seed(seed)
         self._actions: Tensor | None = None
         self._used = 0
@@ -75,13 +83,13 @@ class PlanningDecider:
             warm = previous.new_zeros(shape)
             if plan is not None and bool(follows.any()):
                 warm = torch.where(follows[:, None, None], shifted(plan, self._used), warm)
-            planner = self._planner(world_model, shape[2])
+            planner = self._planner(world_model, shape[2], self.config if bool(follows.all()) else self.fresh)
             plan, self._used = planner.plan(state, rows, warm).actions, 0
             self._actions = plan
         self._used += 1
         return plan[:, self._used - 1].repeat(1, self.repeats)
 
-    def _planner(self, world_model: WorldModel, width: int) -> Planner:
+    def _planner(self, world_model: WorldModel, width: int, config: PlannerConfig) -> Planner:
         cost: Cost = self.cost or ReturnCost(world_model)
         imagined: Rollout = WorldModelRollout(world_model, self.sample)
         if isinstance(cost, LatentGoalCost):  # which needs no rewards
@@ -90,4 +98,4 @@ class PlanningDecider:
         def rollout(state: State, actions: Tensor) -> Any:
             return imagined(state, actions.repeat(1, 1, 1, self.repeats))
 
-        return Planner(rollout, cost, width, self.config, project=self.project, generator=self._generator)
+        return Planner(rollout, cost, width, config, project=self.project, generator=self._generator)

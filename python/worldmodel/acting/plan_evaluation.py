@@ -81,7 +81,7 @@ class GoalDecider:
     Args:
         agent: whose world model is planned in.
         environments: one per row.
-        decider: makes the ``PlanningDecider``.
+        planner: whose cost is set.
 
     Attributes:
         seconds: of CPU time, in all decisions.
@@ -90,10 +90,8 @@ class GoalDecider:
         EnvironmentFailed: a goal that is no observation, or one in some episodes only.
     """
 
-    def __init__(
-        self, agent: Agent, environments: Sequence[GoalEpisodes], decider: Callable[[], PlanningDecider]
-    ) -> None:
-        self._agent, self._environments, self._planner = agent, environments, decider()
+    def __init__(self, agent: Agent, environments: Sequence[GoalEpisodes], planner: PlanningDecider) -> None:
+        self._agent, self._environments, self._planner = agent, environments, planner
         self._goals: list[Tensor | None] = [None] * len(environments)
         self.seconds = 0.0
 

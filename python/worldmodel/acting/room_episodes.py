@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.acting.plan_costs import GoalCost, LatentGoalCost, LatentRollout, encode_goal
-from worldmodel.acting.plan_decider import PlanningDecider
+from worldmodel.acting.plan_decider import FRESH_IN_LATENTS, IN_LATENTS, PlanningDecider
 from worldmodel.acting.planner import Plan, Planner, PlannerConfig, shifted, within_norm
 from worldmodel.environments.two_rooms.moves import Layouts, move, shortened, travel
 from worldmodel.environments.two_rooms.pictures import pictures
@@ -130,6 +130,7 @@ class LearnedDynamics:
         longest: move that is planned, pixels; recorded walks have few that are longer.
         max_step: longest move, pixels.
         seed: of samples.
+        fresh: as of ``PlanningDecider``.
     """
 
     def __init__(
@@ -137,17 +138,18 @@ class LearnedDynamics:
         world_model: WorldModel,
         goal: Tensor,
         layouts: Layouts,
-        config: PlannerConfig,
+        config: PlannerConfig = IN_LATENTS,
         repeat: int = 4,
         every: int = 1,
         longest: float = 1.1,
         max_step: float = 2.45,
         seed: int = 0,
+        fresh: PlannerConfig | None = FRESH_IN_LATENTS,
     ) -> None:
         self.world_model, self.layouts = world_model, layouts
         cost = LatentGoalCost(encode_goal(world_model, self._seen(goal)).detach())
         project = within_norm(longest / max_step)
-        self._decider = PlanningDecider(cost, config, every, project=project, repeats=repeat, seed=seed)
+        self._decider = PlanningDecider(cost, config, every, project=project, repeats=repeat, seed=seed, fresh=fresh)
         self._state = world_model.init_state(len(goal))
         self._is_first = torch.ones(len(goal), dtype=torch.bool)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.acting.plan_decider import IN_LATENTS, PlanningDecider
+from worldmodel.acting.plan_decider import FRESH_IN_LATENTS, IN_LATENTS, PlanningDecider
 from worldmodel.acting.plan_evaluation import EvaluatedPlans, evaluate_plans
 from worldmodel.acting.planner import PlannerConfig, within_norm
 from worldmodel.acting.video import video_file
@@ -68,6 +68,8 @@ class PlanOptions(Checked):
     """Whether the moves of one action, of a run with --action-steps, are searched as one."""
     planner: PlannerConfig = dataclasses.field(default_factory=lambda: IN_LATENTS)
     """The search."""
+    fresh: PlannerConfig = dataclasses.field(default_factory=lambda: FRESH_IN_LATENTS)
+    """The search at an episode's beginning."""
     threads: Threads | None = None
     """CPU threads; as many as the model keeps busy if not given."""
     json: Path | None = None
@@ -110,6 +112,7 @@ def _plan(options: PlanOptions, env: str, env_args: dict[str, Any], film: Path |
     planner = functools.partial(
         PlanningDecider,
         config=options.planner,
+        fresh=dataclasses.replace(options.fresh, horizon=options.planner.horizon),
         every=options.every,
         project=None if options.longest is None else within_norm(options.longest),
         repeats=steps if options.repeat else 1,

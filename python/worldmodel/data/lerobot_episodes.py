@@ -85,7 +85,7 @@ class LeRobotEpisodes(ReadEpisodes):
                 raise RunError(f"{folder} has no feature {shown(name)}, expected one of {', '.join(self._about)}")
         self._names = {name.removeprefix(_PREFIX).replace(".", "_"): name for name in observed}
         self._group = functools.lru_cache(_MOST_GROUPS)(self._read_group)
-        self._file = functools.lru_cache(_MOST_GROUPS)(self._parquet.ParquetFile)
+        self._file = functools.lru_cache(_MOST_GROUPS)(self._opened)
         self._videos: collections.OrderedDict[Path, _Video] = collections.OrderedDict()
         try:
             seen = spaces.Dict({name: self._about[feature].space for name, feature in self._names.items()})
@@ -140,6 +140,12 @@ class LeRobotEpisodes(ReadEpisodes):
             group = int(np.searchsorted(ends, row + step, "right"))
             cells.append(self._group(place.data, group, name)[row + step - int(ends[group] - sizes[group])].as_py())
         return cells
+
+    def _opened(self, path: Path) -> Any:
+        try:
+            return self._parquet.ParquetFile(path)
+        except Exception as error:  # of many types for damaged files
+            raise RunError(f"{path} cannot be read as parquet: {shown(error, 200)}") from error
 
     def _read_group(self, path: Path, group: int, name: str) -> Any:
         try:

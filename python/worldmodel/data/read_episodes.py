@@ -110,9 +110,7 @@ class ReadEpisodes(abc.ABC):
             raise self._wrong(episode, steps[0], error) from error
 
     def _encoded_actions(self, episode: int, start: int, stop: int) -> np.ndarray:
-        encoded = (
-            np.stack([self.action_spec.zeros()] * (stop - start)) if stop > start else self.action_spec.zeros()[:0]
-        )
+        encoded = np.zeros((stop - start, *self.action_spec.shape), self.action_spec.dtype)
         for index, action in enumerate(self._actions(episode, start, stop)):
             try:
                 encoded[index] = self.action_spec.from_env(action)

@@ -1,13 +1,14 @@
 """``demo plan``: records walks through two rooms, learns latents from them, plans in these, and draws the plans.
 
 The learner sees pictures and moves, no places, no reward and no goal. A goal is a picture; what a plan foresees is
-drawn by a linear regression of the dot's place on the latents.
+drawn where recorded pictures of the nearest latents have their dot.
 """
 
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,8 +35,8 @@ from worldmodel.runs.run import Run
 
 ENV = "worldmodel/TwoRooms-v0"
 ACTION_STEPS, WALK = 4, 88
-STEPS, RADIUS = 200, 4.5
-_PICTURES = 2000  # of the regression, at most
+RADIUS = 4.5  # of a success, pixels
+_PICTURES, _NEAREST = 2000, 4  # recorded pictures that places are read by, at most, and of each
 _SAY_SECONDS = 15
 
 
@@ -51,6 +52,8 @@ class PlanDemoOptions(Checked):
     """Seconds of training."""
     episodes: Annotated[int, Bounds(4, 10_000)] = 40
     """Goals to plan to."""
+    steps: Annotated[int, Bounds(8, 10_000)] = 200
+    """Moves per goal, at most."""
     seed: Seed = 0
     """Seed of walks, weights and goals."""
 
@@ -75,7 +78,7 @@ def run_plan(options: PlanDemoOptions) -> Path:
     _say(f"recorded {options.walks * WALK:,} moves in {time.perf_counter() - start:.0f} s: {walks}")
     trainer = _train(options, walks)
     world_model = trainer.acting_model.eval()
-    read = regression(world_model, EpisodeFile(walks))
+    read = places_of(world_model, EpisodeFile(walks))
     layouts, began, goal = scene(options)
     controller = LearnedDynamics(world_model, goal, layouts, IN_LATENTS, ACTION_STEPS, seed=options.seed)
     foreseen: list[Tensor] = []
@@ -85,10 +88,12 @@ def run_plan(options: PlanDemoOptions) -> Path:
         foreseen.append(torch.cat([places[:, None], read(controller.foreseen())], 1)[:4])
         return moves
 
-    driven = {"planned": drive(planned, began, goal, layouts, STEPS, RADIUS)}
-    driven["straight line"] = drive(lambda places: (goal - places)[:, None], began, goal, layouts, STEPS, RADIUS)
-    random = sample_walks(np.random.default_rng(options.seed + 2), layouts, STEPS, WalkConfig(crossing=0))
-    driven["random walk"] = drive(lambda places: random.moves, began, goal, layouts, STEPS, RADIUS)
+    driven = {"planned": drive(planned, began, goal, layouts, options.steps, RADIUS)}
+    driven["straight line"] = drive(
+        lambda places: (goal - places)[:, None], began, goal, layouts, options.steps, RADIUS
+    )
+    random = sample_walks(np.random.default_rng(options.seed + 2), layouts, options.steps, WalkConfig(crossing=0))
+    driven["random walk"] = drive(lambda places: random.moves, began, goal, layouts, options.steps, RADIUS)
     for name, found in driven.items():
         _say(f"{name}: {_share(found.hit)} of {options.episodes} goals reached, {_share(found.held)} held at the end")
     summary: dict[str, Any] = {
@@ -113,19 +118,22 @@ def scene(options: PlanDemoOptions) -> tuple[Layouts, Tensor, Tensor]:
     return layouts, *sample_tasks(np.random.default_rng(options.seed + 1), layouts)
 
 
-def regression(world_model: WorldModel, file: EpisodeFile) -> Any:
-    """A linear regression of the dot's place on the latents: (..., latent width) -> pixels (..., 2)."""
+def places_of(world_model: WorldModel, file: EpisodeFile) -> Callable[[Tensor], Tensor]:
+    """Reads places, pixels (..., 2), from latents (..., width): where the nearest recorded pictures have their dot."""
     every = -(-file.steps // _PICTURES)
     seen = torch.from_numpy(np.array(file.arrays["observations/observation"][::every]))  # (pictures, side, side, 2)
-    dot = seen[..., 0].double()
-    pixels = torch.arange(dot.shape[-1], dtype=torch.float64)
+    dot = seen[..., 0].float()
+    pixels = torch.arange(dot.shape[-1], dtype=torch.float32)
     mass = dot.sum((1, 2))
     places = torch.stack([(dot.sum(1) * pixels).sum(-1), (dot.sum(2) * pixels).sum(-1)], -1) / mass[:, None]
     with torch.no_grad():
-        latents = world_model.perception({"observation": seen}).double()
-    inputs = torch.cat([latents, torch.ones_like(latents[:, :1])], 1)
-    weights = torch.linalg.lstsq(inputs, places).solution.float()
-    return lambda given: given @ weights[:-1] + weights[-1]
+        latents = world_model.perception({"observation": seen})
+
+    def read(given: Tensor) -> Tensor:
+        nearest = torch.cdist(given.flatten(0, -2), latents).topk(_NEAREST, largest=False).indices
+        return places[nearest].mean(1).view(*given.shape[:-1], 2)
+
+    return read
 
 
 def _train(options: PlanDemoOptions, walks: Path) -> SourceTrainer:

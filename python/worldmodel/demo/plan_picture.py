@@ -18,8 +18,8 @@ from worldmodel.runs.optional_dependencies import require
 COLOURS = {"planned": "#2463eb", "straight line": "#c08a00", "random walk": "#10a37f"}
 _FORESEEN, _TAKEN = (234, 120, 20), (36, 99, 235)
 _GAP = 8  # pixels between rooms of the film
-_FRAMES_PER_SECOND, _STEPS_PER_FRAME = 15, 2
-_STAY = 8  # frames at the end
+_FRAMES_PER_SECOND, _STEPS_PER_FRAME = 10, 4
+_STAY = 6  # frames at the end
 
 
 def draw(
@@ -51,7 +51,8 @@ def draw(
             picture = drawing(planned.path[row, 0], goal[row], radius, layouts[row])
             axes.imshow(with_paths(picture, [(foreseen[row], _FORESEEN), (taken, _TAKEN)]))
             axes.set_axis_off()
-        panes[0].set_title("orange: foreseen at the start; blue: taken; ring: the goal", loc="left", fontsize=11)
+        said = "orange: foreseen at the start; blue: taken; ring: the goal"
+        panes[0].set_title(said, loc="left", fontsize=11).set_in_layout(False)  # it is wider than its pane
         figure.savefig(path, dpi=160, transparent=True)
         plt.close(figure)
 

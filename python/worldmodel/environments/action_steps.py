@@ -15,7 +15,7 @@ except ImportError as error:
 
 
 class ActionSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Takes ``steps`` actions of ``environment``, one after another, as one.
+    """Takes ``steps`` actions of ``environment``, one after another, as one; of one step, it is that action itself.
 
     The reward is their sum, the observation and ``info`` are the last; an episode that ends leaves the rest out.
 
@@ -31,11 +31,13 @@ class ActionSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, environment: "gymnasium.Env[Any, Any]", steps: int) -> None:
         super().__init__(environment)
         self.action_steps = checked_value(Limit, steps, "ActionSteps: steps")
-        self.action_space = gymnasium.vector.utils.batch_space(environment.action_space, steps)
+        if steps > 1:
+            self.action_space = gymnasium.vector.utils.batch_space(environment.action_space, steps)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total, elapsed = 0.0, []
-        for one in gymnasium.vector.utils.iterate(self.action_space, action):
+        actions = [action] if self.action_steps == 1 else gymnasium.vector.utils.iterate(self.action_space, action)
+        for one in actions:
             observation, reward, terminated, truncated, info = self.env.step(one)
             total += calls.scalar("reward", reward)
             elapsed.append(calls.elapsed(info.get(calls.ELAPSED, 1.0)))
