@@ -243,7 +243,7 @@ class ImageCodec(nn.Module):
         planes = [colors] + [channels * 2**i for i in range(stages)]
         for before, after in itertools.pairwise(planes):
             step = 2 if layers else stride
-            convolution = nn.Conv2d(before, after, step + 1, stride=step, padding=step // 2)
+            convolution = nn.Conv2d(before, after, 2 * step - 1, stride=step, padding=step - 1)
             layers += [convolution, nn.GroupNorm(1, after), nn.SiLU()]
             sides.append((-(-sides[-1][0] // step), -(-sides[-1][1] // step)))
         self.encoder = nn.Sequential(*layers)
