@@ -84,6 +84,13 @@ WMK_INLINE V vmin(V value, V bound) {
 WMK_INLINE FloatVector absolute(FloatVector x) { return (FloatVector)((Int32Vector)x & 0x7fffffff); }
 WMK_INLINE DoubleVector absolute(DoubleVector x) { return (DoubleVector)((Int64Vector)x & 0x7fffffffffffffff); }
 
+template <class V>
+WMK_INLINE auto lane_sum(V value) {
+  auto sum = value[0];
+  for (int lane = 1; lane < int(sizeof(V) / sizeof(sum)); ++lane) sum += value[lane];
+  return sum;
+}
+
 // (2^f - 1) / f for f in [-1/2, 1/2], minimax in the relative error of 2^f. 2^0 == 1 exactly: a zero step keeps the
 // state bit for bit. Errors before rounding: 9.1e-8 (float), 3.4e-18 (double).
 WMK_INLINE FloatVector exp2m1_over_x(FloatVector f) {
