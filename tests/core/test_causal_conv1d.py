@@ -42,6 +42,18 @@ def test_it_is_the_depthwise_convolution_of_pytorch(target, width):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("level", instruction_sets())
+@pytest.mark.parametrize("width", [2, 4, 6])
+def test_lanes_of_steps_and_lanes_of_channels_round_equally(level, width):
+    x, weight, bias, _ = small_causal_conv("cpu", torch.float32, 1, 2100, 9, width).tensors.values()
+    with instruction_set(level):
+        rows = wmkernels.causal_conv1d(x, weight, bias, activation="silu", backend="cpu")
+        columns = wmkernels.causal_conv1d(
+            x.mT.contiguous(), weight, bias, activation="silu", channel_last=True, backend="cpu"
+        )
+    assert torch.equal(rows, columns.mT)
+
+
 @every_kernel
 @pytest.mark.parametrize("width", [2, 4, 6])
 @pytest.mark.parametrize("channel_last", [False, True])

@@ -14,8 +14,9 @@ from problems import assert_as_accurate_as_the_reference, laid_out
 from ssd_problems import flat_ssd_scan, small_ssd, ssd_scans
 
 import wmkernels
-from wmkernels import SSDState
+from wmkernels import SSDState, native_call
 from wmkernels.checks import state_dtype
+from wmkernels.native_call import pack_args
 
 every_target = on_every_target("ssd_scan")
 zeros = torch.zeros
@@ -210,6 +211,26 @@ def test_ssd_scan_by_finite_differences(target):
         return flat_ssd_scan(**dict(zip(names, values, strict=True)), chunk=3, backend=target.backend)
 
     torch.autograd.gradcheck(run, tuple(x.values()), atol=1e-6)
+
+
+def test_backward_workspace_of_an_ssd_scan_grows_with_neither_steps_nor_sequences(monkeypatch):
+    sizes = []
+
+    def recorded(name, *args):
+        call = pack_args(name, *args)
+        sizes.append((name, call.workspace_bytes))
+        return call
+
+    monkeypatch.setattr(native_call, "pack_args", recorded)
+
+    def workspace(batch, time):
+        sizes.clear()
+        problem = small_ssd("cpu", torch.float32, batch, time)
+        problem.tensors["D"] = None  # its gradient is summed over sequences
+        problem.solve("cpu")
+        return dict(sizes)["ssd_scan_backward"]
+
+    assert workspace(2, 600) == workspace(2, 1500) == workspace(7, 600)
 
 
 @on_every_target("ssd_scan", kernels_only=True)

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <initializer_list>
 #include <type_traits>
 
 #include "cpu/common/parallel.h"
@@ -10,6 +11,7 @@ namespace wmk::WMK_ISA {
 
 constexpr int64_t kConvTile = 64;            // steps
 constexpr int64_t kConvChunk = 512;          // steps of a work item
+constexpr int64_t kConvRow = 2048;           // steps of a work item where time is contiguous
 constexpr int64_t kConvVectors = 8;          // vectors of channels of a work item whose channels are contiguous
 constexpr int64_t kConvPerThread = 1 << 14;  // elements
 
@@ -18,15 +20,18 @@ constexpr int64_t kConvPerThread = 1 << 14;  // elements
 struct ConvPartition {
   int64_t vectors, per_group, groups;  // vectors of channels, those per work item, work items across channels
   int64_t steps, chunk, chunks;        // steps per tile and per chunk, chunks per batch element
+  bool rows;                           // time is contiguous: lanes may hold steps
   int64_t batch, spans;                // batch elements per work item; work items along batch and time
   int64_t threads;
 
-  ConvPartition(const wmk_causal_conv1d& op, int lanes) {
+  ConvPartition(const wmk_causal_conv1d& op, int lanes, std::initializer_list<const wmk_view*> views) {
+    rows = true;
+    for (const wmk_view* view : views) rows = rows && view->stride[2] == 1;
     vectors = ceil_div(op.channels, lanes);
-    per_group = op.x.stride[1] == 1 ? min(vectors, kConvVectors) : 1;
+    per_group = op.x.stride[1] == 1 && !rows ? min(vectors, kConvVectors) : 1;
     groups = ceil_div(vectors, per_group);
     steps = round_up(op.width, kConvTile);
-    chunk = max(kConvChunk, 8 * steps);
+    chunk = max(rows ? kConvRow : kConvChunk, 8 * steps);
     chunks = ceil_div(op.time, chunk);
     batch = max(1, chunk / max(1, op.time));
     spans = ceil_div(op.batch, batch) * chunks;
@@ -93,6 +98,15 @@ WMK_INLINE ConvSequence sequence_at(const wmk_causal_conv1d& op, int64_t index) 
   return {0, index, bounds[index], bounds[index + 1]};
 }
 
+// Steps in one call of for_each_tile: with resets short, so that few rows are near one.
+WMK_INLINE int64_t stretch_steps(const wmk_causal_conv1d& op, const ConvPartition& split) {
+  return split.rows && !op.reset.data ? split.chunk : split.steps;
+}
+// Elements of a row of these steps with the inputs before and behind them, in whole vectors.
+WMK_INLINE int64_t row_size(const wmk_causal_conv1d& op, const ConvPartition& split, int lanes) {
+  return split.rows ? stretch_steps(op, split) + 2 * round_up(op.width, lanes) : 0;
+}
+
 // Scratch of each thread: structures made from an Arena.
 template <class Scratch>
 static int64_t scratch_bytes(const wmk_causal_conv1d& op, const ConvPartition& split) {
@@ -117,6 +131,21 @@ struct ConvTile {
       : op(op_), channel(vector * lanes), rows(int(min(lanes, op_.channels - vector * lanes))) {}
 
   int64_t past() const { return op.width - 1; }
+  // One of the channels, where lanes hold steps.
+  S* row_at(const wmk_view& view, int64_t batch, int row, int64_t t) const {
+    return (S*)view.data + batch * view.stride[0] + (channel + row) * view.stride[1] + t;
+  }
+  // Its inputs: in place, or, of 16 bits, converted once for all taps.
+  const T* load_row(T* scratch, int64_t batch, int row, int64_t first, int64_t last) const {
+    const S* from = row_at(op.x, batch, row, first);
+    if constexpr (std::is_same_v<S, T>) {
+      return from;
+    } else {
+      for (int64_t i = 0; i < last - first; i += lanes)
+        store(scratch + i, gather<T>(from + i, 1, int(min(lanes, last - first - i))));
+      return scratch;
+    }
+  }
   bool is_reset(int64_t batch, int64_t t) const {
     return op.reset.data && ((const char*)op.reset.data)[batch * op.reset.stride[0] + t * op.reset.stride[1]];
   }
@@ -173,6 +202,23 @@ WMK_INLINE bool count_valid_taps(const wmk_causal_conv1d& op, const ConvSequence
   return any;
 }
 
+// Steps [first, last) whose taps all are of the sequence, as are the `after` steps behind them, with no reset among
+// them: there, lanes hold steps of one channel. Whole vectors; none where time is not contiguous.
+struct ConvRows {
+  int64_t first, last;
+
+  ConvRows(const wmk_causal_conv1d& op, const ConvPartition& split, const ConvSequence& sequence, int64_t t,
+           int64_t steps, int64_t after, int lanes, int64_t* back) {
+    first = max(t, sequence.begin + round_up(op.width - 1, lanes));
+    last = min(t + steps, sequence.end - after);
+    if (!split.rows || last < first + lanes || count_valid_taps(op, sequence, first, last + after, back)) {
+      first = last = t + steps;
+    } else {
+      last -= (last - first) % lanes;
+    }
+  }
+};
+
 // Calls work with the width as a constant, 0 for one that is read.
 template <class Work>
 WMK_INLINE void with_width(int64_t width, const Work& work) {
@@ -200,6 +246,37 @@ WMK_INLINE Vector<T> sum_taps(const T* x, const T* weights, Vector<T> sum, int64
   }
   return sum;
 }
+
+// The same sum where lanes hold steps: every tap is one number of `weights`, which are a vector of channels.
+template <int K, class T>
+class RowTaps {
+ public:
+  RowTaps(const T* weights, int64_t width) : weights_(weights), width_(width) {
+    for (int k = 0; k < K; ++k) taps_[k] = broadcast(weights[k * lanes]);
+    taps_[K] = broadcast(weights[width * lanes]);
+  }
+  Vector<T> sum(const T* x) const {
+    Vector<T> sum = taps_[K];
+    for (int64_t k = count() - 1; k >= 0; --k) sum += tap(k) * load(x + k);
+    return sum;
+  }
+  // An input's gradient, from those of the sums it is part of.
+  Vector<T> transposed_sum(const T* g) const {
+    Vector<T> sum{};
+    for (int64_t k = 0; k < count(); ++k) sum += tap(count() - 1 - k) * load(g + k);
+    return sum;
+  }
+
+ private:
+  static constexpr int lanes = kLanes<T>;
+
+  int64_t count() const { return K > 0 ? K : width_; }
+  Vector<T> tap(int64_t k) const { return K > 0 ? taps_[k] : broadcast(weights_[k * lanes]); }
+
+  Vector<T> taps_[K + 1];  // then the bias
+  const T* weights_;
+  int64_t width_;
+};
 
 // out[i] from x[i .. i + width); `back` from count_valid_taps, or null.
 template <int K, class T>

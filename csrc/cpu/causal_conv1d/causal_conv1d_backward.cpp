@@ -4,6 +4,7 @@
 //   dx_t = sum_k weight[width - 1 - k] g_{t + k},  dweight[k] = sum_t g_t x_{t - (width - 1) + k},  dbias = sum_t g_t
 // Nothing was kept for it: a tile loads its inputs and output gradients, `width` - 1 more steps on either side, and
 // sums silu's argument again, 3 `width` multiply-adds per element in all. Memory is read twice and written once.
+// Where time is contiguous and no sequence begins, ends or is reset, lanes hold steps (causal_conv1d_forward.cpp).
 // Weight gradients of a work item are added in registers per tile, then over work items in a fixed order.
 #include "cpu/causal_conv1d/causal_conv1d.h"
 
@@ -13,6 +14,7 @@ namespace {
 template <class T>
 struct BackwardScratch {
   T *x, *sum, *g, *grad_x, *weights;
+  T *row, *row_g;  // inputs and g of a channel, where lanes hold steps
   int64_t* back;
   BackwardScratch(Arena& arena, const wmk_causal_conv1d& op, const ConvPartition& split) {
     constexpr int lanes = kLanes<T>;
@@ -21,7 +23,8 @@ struct BackwardScratch {
     g = arena.take<T>((split.steps + op.width) * lanes);
     grad_x = arena.take<T>((split.steps + op.width) * lanes);
     weights = arena.take<T>(split.per_group * (op.width + 1) * lanes);
-    back = arena.take<int64_t>(split.steps + op.width);
+    for (T** of_row : {&row, &row_g}) *of_row = arena.take<T>(row_size(op, split, lanes));
+    back = arena.take<int64_t>(split.steps + round_up(op.width, lanes));
   }
 };
 
@@ -29,7 +32,10 @@ template <class T, class S>
 class ConvBackward {
  public:
   explicit ConvBackward(const wmk_causal_conv1d& op)
-      : op_(op), split_(op, lanes), past_(op.width - 1), weights_((op.width + 1) * lanes) {}
+      : op_(op),
+        split_(op, lanes, {&op.x, &op.grad_out, &op.grad_x}),
+        past_(op.width - 1),
+        weights_((op.width + 1) * lanes) {}
 
   int64_t workspace() const {
     return split_.threads * scratch_bytes<BackwardScratch<T>>(op_, split_) +
@@ -67,7 +73,18 @@ class ConvBackward {
       T* sums = partial(item.span, item.vector + i);
       for (int64_t j = 0; j < weights_; ++j) sums[j] = 0;
     }
-    for_each_tile(op_, item, split_.steps, [&](const ConvSequence& sequence, int64_t t, int64_t steps) {
+    for_each_tile(op_, item, stretch_steps(op_, split_), [&](const ConvSequence& sequence, int64_t t, int64_t steps) {
+      const ConvRows rows(op_, split_, sequence, t, steps, round_up(past_, lanes), lanes, s.back);
+      run_tiles(item, s, sequence, t, rows.first);
+      run_rows(item, s, sequence, rows);
+      run_tiles(item, s, sequence, rows.last, t + steps);
+    });
+  }
+
+  void run_tiles(const ConvItem& item, const BackwardScratch<T>& s, const ConvSequence& sequence, int64_t t,
+                 int64_t last) const {
+    for (int64_t steps; t < last; t += steps) {
+      steps = min(split_.steps, last - t);
       const int64_t known = steps + min(past_, sequence.end - t - steps);  // steps whose g the tile needs
       const int64_t* back = count_valid_taps(op_, sequence, t, t + known, s.back) ? s.back : nullptr;
       for (int64_t i = 0; i < item.vectors; ++i) {
@@ -77,7 +94,8 @@ class ConvBackward {
         tile.template load_steps<S>(s.g, op_.grad_out, sequence.batch, t, known);
         if (op_.silu) {
           convolve(s.x, weights, s.sum, known, op_.width, back);
-          apply_slope(s.sum, s.g, known);
+          for (int64_t j = 0; j < known; ++j)
+            store(s.g + j * lanes, load(s.g + j * lanes) * silu_slope(load(s.sum + j * lanes)));
         }
         T* sums = partial(item.span, item.vector + i);
         with_width(op_.width,
@@ -90,13 +108,50 @@ class ConvBackward {
         tile.template store_steps<S>(s.grad_x + before * lanes, op_.grad_x, sequence.batch, t, steps);
         if (before) tile.template store_steps<T>(s.grad_x, op_.grad_initial_state, sequence.index, 0, past_);
       }
-    });
+    }
   }
 
-  static void apply_slope(const T* sum, T* g, int64_t steps) {
-    for (int64_t i = 0; i < steps; ++i) {
-      Vector<T> x = load(sum + i * lanes), s = sigmoid(x);
-      store(g + i * lanes, load(g + i * lanes) * (s * (x * (1 - s) + 1)));
+  void run_rows(const ConvItem& item, const BackwardScratch<T>& s, const ConvSequence& sequence,
+                const ConvRows& rows) const {
+    if (rows.first == rows.last) return;
+    ConvTile<T, S> tile(op_, item.vector);  // the item's only one
+    for (int row = 0; row < tile.rows; ++row) {
+      const int64_t batch = sequence.batch, steps = rows.last - rows.first;
+      const T* x = tile.load_row(s.row, batch, row, rows.first - past_, rows.last + round_up(past_, lanes));
+      const S* grad_out = tile.row_at(op_.grad_out, batch, row, rows.first);
+      S* grad_x = tile.row_at(op_.grad_x, batch, row, rows.first);
+      T* sums = partial(item.span, item.vector) + row;
+      with_width(op_.width, [&](auto width) {
+        const RowTaps<decltype(width)::value, T> taps(s.weights + row, op_.width);
+        add_row_weight_gradients(taps, x, grad_out, s.row_g, steps, sums);
+        for (int64_t i = 0; i < steps; i += lanes) store_as(grad_x + i, taps.transposed_sum(s.row_g + i));
+      });
+    }
+  }
+
+  // g of the steps, and of those behind them that their inputs reach.
+  template <int K>
+  void add_row_weight_gradients(const RowTaps<K, T>& taps, const T* x, const S* grad_out, T* g, int64_t steps,
+                                T* sums) const {
+    const auto g_at = [&](int64_t i) {
+      Vector<T> value = load_as(grad_out + i, T(0));
+      if (op_.silu) value *= silu_slope(taps.sum(x + i));
+      store(g + i, value);
+      return value;
+    };
+    Vector<T> total[K + 1] = {};
+    for (int64_t i = 0; i < steps; i += lanes) {
+      const Vector<T> g_i = g_at(i);
+      for (int k = 0; k < K; ++k) total[k] += g_i * load(x + i + k);
+      total[K] += g_i;
+    }
+    for (int64_t i = steps; i < steps + past_; i += lanes) g_at(i);
+    for (int k = 0; k < K; ++k) sums[k * lanes] += lane_sum(total[k]);
+    sums[op_.width * lanes] += lane_sum(total[K]);
+    for (int64_t k = K; k < (K > 0 ? K : op_.width); ++k) {
+      Vector<T> of_tap{};
+      for (int64_t i = 0; i < steps; i += lanes) of_tap += load(g + i) * load(x + i + k);
+      sums[k * lanes] += lane_sum(of_tap);
     }
   }
 

@@ -59,7 +59,7 @@ class ConvStep {
                    op_.last_state.stride[1], op_.last_state.stride[2], rows, count - dropped);
     }
     if (past) scatter<T>(at(op_.last_state, batch, channel, past - 1), op_.last_state.stride[1], rows, x);
-    if (op_.silu) sum *= sigmoid(sum);
+    if (op_.silu) sum = silu(sum);
     scatter<T>(at(op_.out, batch, channel), op_.out.stride[1], rows, sum);
   }
 

@@ -203,7 +203,7 @@ class Tile {
       case kNorm:
         return normalise(to, from, layer);
       case kSilu:
-        return map(to, from, layer.inputs, [](FloatVector x, int64_t, int) { return x * sigmoid(x); });
+        return map(to, from, layer.inputs, [](FloatVector x, int64_t, int) { return silu(x); });
       case kMultiply:
         return map(to, from, layer.inputs,
                    [&](FloatVector x, int64_t i, int count) { return x * gather<float>(to + i, 1, count); });

@@ -176,10 +176,8 @@ template <class T>
 static void epilogue(const wmk_selective_scan& scan, const TileCoord& at, T* output, T* gate) {
   if (scan.z.data) {
     load_tile_at(gate, scan.z, scan.dtype, at);
-    for (int64_t t = 0; t < at.steps * kLanes<T>; t += kLanes<T>) {
-      Vector<T> z = load(gate + t);
-      store(output + t, load(output + t) * (z * sigmoid(z)));
-    }
+    for (int64_t t = 0; t < at.steps * kLanes<T>; t += kLanes<T>)
+      store(output + t, load(output + t) * silu(load(gate + t)));
   }
   store_tile_at(output, scan.out, scan.dtype, at);
 }

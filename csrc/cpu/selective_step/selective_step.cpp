@@ -119,7 +119,7 @@ class Step {
     if (step_.D.data) out += parameter(step_.D, channel, rows) * u;
     if (step_.z.data) {
       Vector<T> z = activation(step_.z);
-      out *= z * sigmoid(z);
+      out *= silu(z);
     }
     return out;
   }

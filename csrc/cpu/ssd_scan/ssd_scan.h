@@ -40,7 +40,7 @@ class SSD {
   // Some heads of a group over one sequence.
   struct WorkItem {
     int64_t sequence, batch, begin, end;  // steps
-    int64_t group, block, first_head, heads;
+    int64_t group, first_head, heads;
   };
   int64_t work_items() const { return op_.sequences * op_.groups * blocks_; }
   WorkItem work_item(int64_t index) const {
@@ -49,8 +49,8 @@ class SSD {
     const int64_t first = group_heads_ * block / blocks_, end = group_heads_ * (block + 1) / blocks_;
     const int64_t head = group * group_heads_ + first;
     const int64_t* bounds = (const int64_t*)op_.cu_seqlens.data;
-    if (!bounds) return {sequence, sequence, 0, op_.time, group, block, head, end - first};
-    return {sequence, 0, bounds[sequence], bounds[sequence + 1], group, block, head, end - first};
+    if (!bounds) return {sequence, sequence, 0, op_.time, group, head, end - first};
+    return {sequence, 0, bounds[sequence], bounds[sequence + 1], group, head, end - first};
   }
   int64_t team() const { return min(op_.threads, work_items()); }
 

@@ -8,8 +8,9 @@
 //   dC = d S dy + dG B      dB = w D_end dS x + dG^T C               dG_ij = D_ij w_j (dy_i · x_j)
 //   dS = d_end dS + (d dy)^T C
 //
-// and a step's own weight on the diagonal. dG is summed over the heads of a work item before it is multiplied; work
-// items write their sums of dB and dC, which are then added in a fixed order.
+// and a step's own weight on the diagonal. dG is summed over the heads of a work item before it is multiplied. The work
+// items of a group run segment by segment together: they share the scores, and their sums of dB and dC, of one segment
+// at a time, are added in a fixed order. A wave of a few groups bounds the workspace, whatever the number of sequences.
 //
 // The gradient of a gate sums what every decay over it passes on. The sums run from the last step to the first and only
 // add: taking differences of sums over the chunk would lose small gradients.
@@ -28,40 +29,46 @@ class Backward : SSD<T> {
  public:
   explicit Backward(const wmk_ssd_scan& op) : SSD<T>(op, kBackwardHeads, false) {}
 
-  int64_t workspace() const { return Buffers(*this, nullptr).bytes * this->team() + Partials(*this, nullptr).bytes; }
+  int64_t workspace() const { return Buffers(*this, nullptr).bytes * wave_team() + Wave(*this, nullptr).bytes; }
 
   void run() const {
-    const int64_t bytes = Buffers(*this, nullptr).bytes;
-    const Partials partials(*this, (char*)op_.workspace + bytes * this->team());
-    parallel_for(this->work_items(), op_.threads, [&](int64_t item, int64_t thread) {
-      run_item(this->work_item(item), Buffers(*this, (char*)op_.workspace + thread * bytes), partials);
-    });
-    const int64_t rows = op_.batch * op_.groups * op_.time, tasks = ceil_div(rows, kRowsPerTask);
-    parallel_for(tasks, op_.threads, [&](int64_t task, int64_t) {
-      add_partials(partials, task * kRowsPerTask, min(rows, (task + 1) * kRowsPerTask));
-    });
-    if (op_.D.data) add_D(partials);
+    const Wave wave(*this, (char*)op_.workspace + Buffers(*this, nullptr).bytes * wave_team());
+    for (int64_t first = 0; first < pairs(); first += wave_pairs()) run_wave(wave, first);
+    if (op_.D.data) add_D(wave);
   }
 
  private:
   using Base = SSD<T>;
-  using Base::blocks_, Base::d_pitch_, Base::d_width_, Base::n_pitch_, Base::n_width_, Base::op_, Base::pitch_,
-      Base::width_;
+  using Base::block_heads_, Base::blocks_, Base::d_pitch_, Base::d_width_, Base::n_pitch_, Base::n_width_, Base::op_,
+      Base::pitch_, Base::width_;
   typedef typename Base::WorkItem WorkItem;
-  static constexpr int64_t kRowsPerTask = 64;
 
-  // Sums of work items.
-  struct Partials {
-    Partials(const Backward& f, void* memory) {
+  // Groups of a sequence.
+  int64_t pairs() const { return op_.sequences * op_.groups; }
+  // Those of a wave: two work items per thread.
+  int64_t wave_pairs() const { return min(pairs(), ceil_div(2 * op_.threads, blocks_)); }
+  int64_t wave_team() const { return min(op_.threads, wave_pairs() * blocks_); }
+  int64_t segment_steps() const { return min(op_.kept_interval, round_up(max(op_.time, 1), op_.chunk)); }
+
+  // What the work items of a wave share or pass from segment to segment.
+  struct Wave {
+    Wave(const Backward& f, void* memory) {
       Arena arena(memory);
-      const wmk_ssd_scan& op = f.op_;
-      for (T** sums : {&d_B, &d_C})
-        *sums = f.take_matrix(arena, f.blocks_ * op.batch * op.groups * op.time, f.n_pitch_);
-      d_D = op.D.data ? f.take_matrix(arena, op.sequences * op.heads, f.d_pitch_) : nullptr;
+      const int64_t rows = f.wave_pairs() * f.segment_steps(), items = f.wave_pairs() * f.blocks_;
+      for (T** matrix : {&B, &C}) *matrix = f.take_matrix(arena, rows, f.n_pitch_);
+      scores = f.take_matrix(arena, rows, f.pitch_);
+      for (T** sums : {&d_B, &d_C}) *sums = f.take_matrix(arena, rows * f.blocks_, f.n_pitch_);
+      d_states = f.take_state(arena, items * f.block_heads_);
+      has_d_state = arena.take<bool>(items);
+      d_D = f.op_.D.data ? f.take_matrix(arena, f.op_.sequences * f.op_.heads, f.d_pitch_) : nullptr;
       bytes = round_up(arena.used(), 64);
     }
-    T *d_B, *d_C;  // [block][batch][group][time][n]
-    T* d_D;        // [sequence][head][d]
+    T *B, *C;           // [pair][step of the segment][n]
+    T* scores;          // [pair][step of the segment][step]
+    T *d_B, *d_C;       // [work item][step of the segment][n]
+    T* d_states;        // [work item][head][n][d]
+    bool* has_d_state;  // [work item]; false: it is zero
+    T* d_D;             // [sequence][head][d]
     int64_t bytes;
   };
 
@@ -69,93 +76,143 @@ class Backward : SSD<T> {
     Buffers(const Backward& f, void* memory) {
       Arena arena(memory);
       const wmk_ssd_scan& op = f.op_;
-      const int64_t chunk = op.chunk, segment = min(op.kept_interval, round_up(max(op.time, 1), chunk));
-      d_states = f.take_state(arena, f.block_heads_);
+      const int64_t chunk = op.chunk, segment = f.segment_steps();
       states = f.take_state(arena, segment / chunk);
       state_by_channel = f.take_matrix(arena, op.d, f.n_pitch_);
-      for (T** rows : {&B, &C}) *rows = f.take_matrix(arena, segment, f.n_pitch_);
       B_by_step = f.take_matrix(arena, op.n, f.pitch_);
-      for (T** squares : {&scores, &d_scores}) *squares = f.take_matrix(arena, segment, f.pitch_);
+      d_scores = f.take_matrix(arena, segment, f.pitch_);
       for (T** square : {&lower, &d_between}) *square = f.take_matrix(arena, chunk, f.pitch_);
-      for (T** rows : {&x, &y, &entering, &z, &d_out, &decayed_d_out, &d_x}) {
-        *rows = f.take_matrix(arena, chunk, f.d_pitch_);
-      }
+      for (T** rows : {&x, &entering, &d_out, &decayed_d_out, &d_x}) *rows = f.take_matrix(arena, chunk, f.d_pitch_);
+      for (T** rows : {&y, &z}) *rows = op.z.data ? f.take_matrix(arena, chunk, f.d_pitch_) : nullptr;
       x_by_channel = f.take_matrix(arena, op.d, f.pitch_);
       for (T** parts : {&d_weight, &d_start, &d_end}) *parts = f.take_matrix(arena, f.pitch_, kLanes<T>);
       for (T** sums : {&row_sums, &column_sums}) *sums = arena.take<T>(f.pitch_);
       decays = f.take_decays(arena);
       bytes = round_up(arena.used(), 64);
     }
-    T* d_states;                     // [head][n][d]
     T* states;                       // [chunk][n][d]: before the chunks of a segment
     T* state_by_channel;             // [d][n]
-    T *B, *C;                        // [step of the segment][n]
     T* B_by_step;                    // [n][step]
-    T *scores, *d_scores;            // [step of the segment][step]
+    T* d_scores;                     // [step of the segment][step]
     T *lower, *d_between;            // [step][step]; d_between: of the logarithm of D
-    T *x, *y, *entering, *z;         // [step][d]
+    T *x, *y, *entering, *z;         // [step][d]; y and z: with z
     T *d_out, *decayed_d_out, *d_x;  // [step][d]; times d
     T* x_by_channel;                 // [d][step]
     T *d_weight, *d_start, *d_end;   // [step][lane], partial; the latter two of logarithms
     T *row_sums, *column_sums;       // [step]
     typename Base::Decays decays;
     int64_t bytes;
+    // of the wave
+    T *B, *C, *scores;
+    T *d_B, *d_C, *d_states;
   };
 
-  T* partial(T* sums, const WorkItem& w, int64_t t) const {
-    return sums + (((w.block * op_.batch + w.batch) * op_.groups + w.group) * op_.time + t) * n_pitch_;
+  // A thread's, and those of the wave's work item `item`.
+  Buffers buffers(const Wave& wave, int64_t thread, int64_t item) const {
+    Buffers b(*this, nullptr);
+    b = Buffers(*this, (char*)op_.workspace + thread * b.bytes);
+    const int64_t steps = segment_steps(), pair = item / blocks_;
+    b.B = wave.B + pair * steps * n_pitch_, b.C = wave.C + pair * steps * n_pitch_;
+    b.scores = wave.scores + pair * steps * pitch_;
+    b.d_B = wave.d_B + item * steps * n_pitch_, b.d_C = wave.d_C + item * steps * n_pitch_;
+    b.d_states = wave.d_states + item * block_heads_ * this->state_size();
+    return b;
   }
 
-  void run_item(const WorkItem& w, const Buffers& b, const Partials& partials) const {
-    bool has_d_state = op_.grad_last_state.data != nullptr;  // false: it is zero
-    for (int64_t head = 0; has_d_state && head < w.heads; ++head)
-      this->load_state(d_state(b, head), op_.grad_last_state, w.sequence, w.first_head + head);
-    if (op_.D.data)
-      memset(partials.d_D + (w.sequence * op_.heads + w.first_head) * d_pitch_, 0, w.heads * d_pitch_ * sizeof(T));
-    for (int64_t end = w.end; end > w.begin;) {
-      const int64_t begin = w.begin + (end - 1 - w.begin) / op_.kept_interval * op_.kept_interval;
-      has_d_state = run_segment(w, b, partials, begin, end, has_d_state);
-      end = begin;
+  void run_wave(const Wave& wave, int64_t first_pair) const {
+    const int64_t first = first_pair * blocks_, count = min(wave_pairs(), pairs() - first_pair);
+    int64_t rounds = 0;
+    for (int64_t pair = 0; pair < count; ++pair)
+      rounds = max(rounds, segments(this->work_item(first + pair * blocks_)));
+    const auto for_items = [&](const auto& work) {
+      parallel_for(count * blocks_, wave_team(), [&](int64_t item, int64_t thread) {
+        work(this->work_item(first + item), buffers(wave, thread, item), wave.has_d_state[item]);
+      });
+    };
+    const int64_t chunks = segment_steps() / op_.chunk;
+    const auto for_chunks = [&](int64_t round, const auto& work) {  // [begin, end) of each pair's segment
+      parallel_for(count * chunks, wave_team(), [&](int64_t task, int64_t thread) {
+        const int64_t item = task / chunks * blocks_, from = task % chunks * op_.chunk;
+        const WorkItem w = this->work_item(first + item);
+        const Segment s = segment(w, round);
+        if (s.begin + from < s.end)
+          work(w, buffers(wave, thread, item), from, min(op_.chunk, s.end - s.begin - from), s.begin);
+      });
+    };
+    for_items([&](const WorkItem& w, const Buffers& b, bool& has_d_state) {
+      has_d_state = op_.grad_last_state.data != nullptr;
+      for (int64_t head = 0; has_d_state && head < w.heads; ++head)
+        this->load_state(d_state(b, head), op_.grad_last_state, w.sequence, w.first_head + head);
+      if (op_.D.data) memset(d_D_of(wave, w, 0), 0, w.heads * d_pitch_ * sizeof(T));
+    });
+    for (int64_t round = 0; round < rounds; ++round) {
+      for_chunks(round, [&](const WorkItem& w, const Buffers& b, int64_t row, int64_t steps, int64_t begin) {
+        compute_scores_of(w, b, row, steps, begin);
+      });
+      for_items([&](const WorkItem& w, const Buffers& b, bool& has_d_state) {
+        const Segment s = segment(w, round);
+        if (s.begin < s.end) has_d_state = run_segment(w, b, wave, s.begin, s.end, has_d_state);
+      });
+      for_chunks(round, [&](const WorkItem& w, const Buffers& b, int64_t row, int64_t steps, int64_t begin) {
+        add_partials(w, b, row, steps, begin);
+      });
     }
     if (!op_.grad_initial_state.data) return;
-    for (int64_t head = 0; head < w.heads; ++head) {
-      T* gradient = d_state(b, head);
-      if (!has_d_state) memset(gradient, 0, this->state_size() * sizeof(T));
-      this->store_state(gradient, op_.grad_initial_state, w.sequence, w.first_head + head);
+    for_items([&](const WorkItem& w, const Buffers& b, bool& has_d_state) {
+      for (int64_t head = 0; head < w.heads; ++head) {
+        T* gradient = d_state(b, head);
+        if (!has_d_state) memset(gradient, 0, this->state_size() * sizeof(T));
+        this->store_state(gradient, op_.grad_initial_state, w.sequence, w.first_head + head);
+      }
+    });
+  }
+
+  struct Segment {
+    int64_t begin, end;
+  };
+  int64_t segments(const WorkItem& w) const { return ceil_div(w.end - w.begin, op_.kept_interval); }
+  // The last one in round 0; empty where a sequence has no more.
+  Segment segment(const WorkItem& w, int64_t round) const {
+    const int64_t index = segments(w) - 1 - round, begin = w.begin + index * op_.kept_interval;
+    if (index < 0) return {w.begin, w.begin};
+    return {begin, min(w.end, begin + op_.kept_interval)};
+  }
+  T* d_state(const Buffers& b, int64_t head) const { return b.d_states + head * this->state_size(); }
+  T* d_D_of(const Wave& wave, const WorkItem& w, int64_t block_head) const {
+    return wave.d_D + (w.sequence * op_.heads + w.first_head + block_head) * d_pitch_;
+  }
+
+  // Of `steps` steps from `row` of a segment, within which only resets cut.
+  void compute_scores_of(const WorkItem& w, const Buffers& b, int64_t row, int64_t steps, int64_t begin) const {
+    this->load_rows(b.B + row * n_pitch_, n_pitch_, op_.B, w.batch, begin + row, steps, w.group, op_.n);
+    this->load_rows(b.C + row * n_pitch_, n_pitch_, op_.C, w.batch, begin + row, steps, w.group, op_.n);
+    for (const int64_t end = row + steps; row < end;) {
+      const SSDChunk c = this->chunk_from(w, begin + row);
+      Base::transpose_matrix(b.B_by_step, pitch_, b.B + row * n_pitch_, n_pitch_, c.steps, op_.n);
+      this->compute_scores(b.scores + row * pitch_, b.C + row * n_pitch_, b.B_by_step, c.steps);
+      row += c.steps;
     }
   }
 
-  T* d_state(const Buffers& b, int64_t head) const { return b.d_states + head * this->state_size(); }
-
   // Returns whether the state before it has a gradient.
-  bool run_segment(const WorkItem& w, const Buffers& b, const Partials& partials, int64_t begin, int64_t end,
+  bool run_segment(const WorkItem& w, const Buffers& b, const Wave& wave, int64_t begin, int64_t end,
                    bool has_d_state) const {
-    this->load_rows(b.B, n_pitch_, op_.B, w.batch, begin, end - begin, w.group, op_.n);
-    this->load_rows(b.C, n_pitch_, op_.C, w.batch, begin, end - begin, w.group, op_.n);
-    for (int64_t t = begin; t < end;) {
-      const SSDChunk c = this->chunk_from(w, t);
-      const int64_t row = t - begin;
-      Base::transpose_matrix(b.B_by_step, pitch_, b.B + row * n_pitch_, n_pitch_, c.steps, op_.n);
-      this->compute_scores(b.scores + row * pitch_, b.C + row * n_pitch_, b.B_by_step, c.steps);
-      t += c.steps;
-    }
     memset(b.d_scores, 0, (end - begin) * pitch_ * sizeof(T));
-    for (T* sums : {partials.d_B, partials.d_C})
-      memset(partial(sums, w, begin), 0, (end - begin) * n_pitch_ * sizeof(T));
+    for (T* sums : {b.d_B, b.d_C}) memset(sums, 0, (end - begin) * n_pitch_ * sizeof(T));
     bool passes = has_d_state;
     for (int64_t head = 0; head < w.heads; ++head) {
       recompute_states(w, b, w.first_head + head, begin, end);
       passes = has_d_state;
       for (int64_t t = end; t > begin;) {
         const SSDChunk c = this->chunk_before(w, t);
-        run_chunk(w, b, partials, c, begin, head, passes);
+        run_chunk(w, b, wave, c, begin, head, passes);
         passes = c.has_state;
         t = c.begin;
       }
     }
     for (int64_t t = begin; t < end;) {
       const SSDChunk c = this->chunk_from(w, t);
-      multiply_score_gradients(w, b, partials, c, t - begin);
+      multiply_score_gradients(b, c, t - begin);
       t += c.steps;
     }
     return passes;
@@ -187,7 +244,7 @@ class Backward : SSD<T> {
     }
   }
 
-  void run_chunk(const WorkItem& w, const Buffers& b, const Partials& partials, const SSDChunk& c, int64_t begin,
+  void run_chunk(const WorkItem& w, const Buffers& b, const Wave& wave, const SSDChunk& c, int64_t begin,
                  int64_t block_head, bool has_d_state) const {
     const int64_t head = w.first_head + block_head, row = c.begin - begin;
     const T *state = state_before(b, c, begin), *C = b.C + row * n_pitch_, *B = b.B + row * n_pitch_;
@@ -198,7 +255,7 @@ class Backward : SSD<T> {
     this->compute_decays(b.decays, c, head);
     this->compute_lower(b.lower, scores, b.decays, c.steps);
     if (op_.z.data) gate_output(c, b, head, C, state);
-    if (op_.D.data) add_skip_gradient(c, b, partials.d_D + (w.sequence * op_.heads + head) * d_pitch_);
+    if (op_.D.data) add_skip_gradient(c, b, d_D_of(wave, w, block_head));
     for (int64_t i = 0; i < c.steps; ++i)
       for (int64_t j = 0; j < d_width_; j += kLanes<T>)
         store(b.decayed_d_out + i * d_pitch_ + j, b.decays.since_start[i] * load(b.d_out + i * d_pitch_ + j));
@@ -210,13 +267,13 @@ class Backward : SSD<T> {
     if (c.has_state) {
       // dC += d S dy
       Base::transpose_matrix(b.state_by_channel, n_pitch_, state, d_pitch_, op_.n, op_.d);
-      add_state_product(partial(partials.d_C, w, c.begin), b.decayed_d_out, b.state_by_channel, c.steps, C, b.d_start);
+      add_state_product(b.d_C + row * n_pitch_, b.decayed_d_out, b.state_by_channel, c.steps, C, b.d_start);
     }
     if (has_d_state) {
       // dB += w D_end dS x
       this->compute_entering(b.entering, b.x, b.decays, c.steps);
       Base::transpose_matrix(b.state_by_channel, n_pitch_, gradient, d_pitch_, op_.n, op_.d);
-      add_state_product(partial(partials.d_B, w, c.begin), b.entering, b.state_by_channel, c.steps, B, b.d_end);
+      add_state_product(b.d_B + row * n_pitch_, b.entering, b.state_by_channel, c.steps, B, b.d_end);
     }
     T whole = 0;
     if (c.has_state) {
@@ -231,14 +288,8 @@ class Backward : SSD<T> {
     Vector<T> sum = {};
     for (int64_t row = 0; row < op_.n; ++row, a += d_pitch_, b += d_pitch_)
       for (int64_t i = 0; i < d_width_; i += kLanes<T>) sum += load(a + i) * load(b + i);
-    return total(sum);
+    return lane_sum(sum);
   }
-  static T total(Vector<T> vector) {
-    T sum = 0;
-    for (int lane = 0; lane < kLanes<T>; ++lane) sum += vector[lane];
-    return sum;
-  }
-
   Vector<T> skip_of(int64_t head, int64_t i) const {
     if (!op_.D.data) return Vector<T>{};
     const T* from = (const T*)op_.D.data + head * op_.D.stride[0] + i * op_.D.stride[1];
@@ -349,7 +400,7 @@ class Backward : SSD<T> {
           store(b.d_x + at, d_x);
         }
         store(b.d_weight + t * kLanes<T>, of_weight);
-        if (has_own) b.row_sums[t] += total(of_own);
+        if (has_own) b.row_sums[t] += lane_sum(of_own);
       }
     });
     for (int64_t t = 0; has_own && t < c.steps; ++t) store_step(op_.grad_own_weight, c, t, head, b.row_sums[t]);
@@ -376,10 +427,9 @@ class Backward : SSD<T> {
   }
 
   // dC += dG B, dB += dG^T C
-  void multiply_score_gradients(const WorkItem& w, const Buffers& b, const Partials& partials, const SSDChunk& c,
-                                int64_t begin) const {
+  void multiply_score_gradients(const Buffers& b, const SSDChunk& c, int64_t begin) const {
     const T *d_scores = b.d_scores + begin * pitch_, *B = b.B + begin * n_pitch_, *C = b.C + begin * n_pitch_;
-    T *d_B = partial(partials.d_B, w, c.begin), *d_C = partial(partials.d_C, w, c.begin);
+    T *d_B = b.d_B + begin * n_pitch_, *d_C = b.d_C + begin * n_pitch_;
     for_tiles<T>(c.steps, n_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
       const int64_t after = row + M;
@@ -430,23 +480,22 @@ class Backward : SSD<T> {
         store(b.column_sums + j, sums);
         before += step < int(t) ? sums : Vector<T>{};
       }
-      store_step(op_.grad_gate, c, t, head, (from_start += b.row_sums[t]) + total(before));
+      store_step(op_.grad_gate, c, t, head, (from_start += b.row_sums[t]) + lane_sum(before));
     }
   }
 
-  // Rows of [batch][group][time].
-  void add_partials(const Partials& partials, int64_t begin, int64_t end) const {
-    const int64_t rows = op_.batch * op_.groups * op_.time;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t t = row % op_.time, group = row / op_.time % op_.groups, batch = row / op_.time / op_.groups;
-      const SSDChunk c = {batch, t, 1, false, -1};
-      for (auto [sums, view] : {SumAndView{partials.d_B, &op_.grad_B}, SumAndView{partials.d_C, &op_.grad_C}}) {
-        T* to = sums + row * n_pitch_;
-        for (int64_t block = 1; block < blocks_; ++block)
-          for (int64_t j = 0; j < n_width_; j += kLanes<T>)
-            store(to + j, load(to + j) + load(sums + (block * rows + row) * n_pitch_ + j));
-        this->store_rows(to, n_pitch_, *view, c, group, op_.n);
+  // dB and dC of the steps: the sums of the group's work items, which begin with that of `b`.
+  void add_partials(const WorkItem& w, const Buffers& b, int64_t row, int64_t steps, int64_t begin) const {
+    const SSDChunk c = {w.batch, begin + row, steps, false, -1};
+    for (auto [sums, view] : {SumAndView{b.d_B, &op_.grad_B}, SumAndView{b.d_C, &op_.grad_C}}) {
+      T* to = sums + row * n_pitch_;
+      for (int64_t block = 1; block < blocks_; ++block) {
+        const T* from = to + block * segment_steps() * n_pitch_;
+        for (int64_t i = 0; i < steps; ++i)
+          for (int64_t j = i * n_pitch_; j < i * n_pitch_ + n_width_; j += kLanes<T>)
+            store(to + j, load(to + j) + load(from + j));
       }
+      this->store_rows(to, n_pitch_, *view, c, w.group, op_.n);
     }
   }
   struct SumAndView {
@@ -454,12 +503,12 @@ class Backward : SSD<T> {
     const wmk_view* view;
   };
 
-  void add_D(const Partials& partials) const {
+  void add_D(const Wave& wave) const {
     T* to = (T*)op_.grad_D.data;
     for (int64_t head = 0; head < op_.heads; ++head)
       for (int64_t i = 0; i < op_.d; ++i) {
         T sum = 0;
-        for (int64_t s = 0; s < op_.sequences; ++s) sum += partials.d_D[(s * op_.heads + head) * d_pitch_ + i];
+        for (int64_t s = 0; s < op_.sequences; ++s) sum += wave.d_D[(s * op_.heads + head) * d_pitch_ + i];
         to[head * op_.d + i] = sum;
       }
   }

@@ -149,7 +149,7 @@ class Forward : SSD<T> {
         if (op_.D.data) y += D * load(b.x + at);
         if (op_.z.data) {
           const Vector<T> z = load(b.z + at);
-          y *= z * sigmoid(z);
+          y *= silu(z);
         }
         store(b.y + at, y);
       }
