@@ -15,6 +15,7 @@ from wmkernels.dispatch import PYTORCH_BACKENDS, choose
 from wmkernels.integrations.transformers.caches import LayeredCache, ListedCache, States
 from wmkernels.integrations.transformers.functions import ACTIVATIONS, kept
 from wmkernels.integrations.transformers.mixer_call import count, is_recorded, packed_reset, require_one
+from wmkernels.nn.gated_rms_norm import unit_rms
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_step.function import selective_step
 from wmkernels.ssd_scan.function import ssd_scan
@@ -98,7 +99,7 @@ def mamba(mixer: Any, projected: Tensor, call: Call) -> Tensor:
     if hasattr(mixer, "dt_layernorm"):
         delta, B, C = mixer.dt_layernorm(delta), mixer.b_layernorm(B), mixer.c_layernorm(C)
     elif hasattr(mixer, "rms_eps"):
-        delta, B, C = (_rms_norm(part, mixer.rms_eps) for part in (delta, B, C))
+        delta, B, C = (unit_rms(part, mixer.rms_eps) for part in (delta, B, C))
     out, state = call.scan(
         *(x, mixer.dt_proj(delta).transpose(1, 2), -torch.exp(mixer.A_log.float())),
         *(B.transpose(1, 2), C.transpose(1, 2), mixer.D.float(), gate),
@@ -156,11 +157,6 @@ def _mamba2(mixer: Any, projected: Tensor, call: Call, limit: Sequence[float]) -
     call.write(inputs, mixer.conv_kernel_size, cast(Tensor, state))
     out = out.flatten(2)
     return mixer.norm(out, gate) if getattr(mixer, "mamba_rms_norm", True) else out * F.silu(gate)
-
-
-def _rms_norm(x: Tensor, eps: float) -> Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def mixer_forward(
