@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -11,9 +12,9 @@ from wmkernels.dispatch import load_native
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.model.blocks import BlockConfig, GatedConvBlock, GRUBlock, RotaryScanBlock, ScanBlock
 from worldmodel.model.decision import DecisionConfig
-from worldmodel.model.latents import CategoricalConfig
+from worldmodel.model.latents import CategoricalConfig, EmbeddingConfig, LatentConfig
 from worldmodel.model.memory import MemoryConfig
-from worldmodel.model.native_rollout import roll_out
+from worldmodel.model.native_rollout import roll_out, roll_out_latents
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.policies import Policy
 from worldmodel.model.prediction import PredictionConfig
@@ -24,7 +25,7 @@ HORIZON, THREE = 5, spaces.Discrete(3)
 
 
 def model_of(
-    latent: CategoricalConfig, *blocks: BlockConfig, actions: spaces.Space = THREE, gate: bool = False
+    latent: LatentConfig, *blocks: BlockConfig, actions: spaces.Space = THREE, gate: bool = False
 ) -> WorldModel:
     """Small sizes that are no multiples of a vector, and random weights."""
     torch.manual_seed(0)
@@ -91,6 +92,29 @@ def test_one_call_imagines_what_the_operators_imagine(latent, blocks, actions, g
     for name, value in expected.state.items():
         torch.testing.assert_close(native.state[name], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(state[name], before[name]), "the state before is as it was"
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("blocks", [blocks for _, blocks, _ in CASES])
+def test_plans_of_embeddings_are_imagined_in_one_call(blocks, gate: bool, rows: int) -> None:
+    model = model_of(EmbeddingConfig(size=10), *blocks, actions=spaces.Box(-1, 1, (3,), np.float32), gate=gate)
+    state, seen = state_of(model, rows), []
+    before = {name: value.clone() for name, value in state.items()}
+    actions = torch.randn(HORIZON, rows, 3).movedim(0, 1)
+    expected = model.imagine_latents(state, actions)
+    assert expected.requires_grad, "by operators"
+    handle = model.prediction.latent[-1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        assert roll_out_latents(model, state, _memory_part(state), actions) is None, "hooks see the operators"
+        handle.remove()
+        found = model.imagine_latents(state, actions, model.perception.latent.mode)
+        noisy = model.imagine_latents(state, actions, lambda z: z + 1)
+    assert not seen, "no operator ran"
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert (noisy - found)[:, 0].sub(1).abs().max() < 1e-4, "another sampler is asked"
+    for name, value in before.items():
+        assert torch.equal(state[name], value), "the state before is as it was"
 
 
 @torch.no_grad()

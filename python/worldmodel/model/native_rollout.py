@@ -1,7 +1,8 @@
 """Imagination without gradient in one native call, where policy, latent and memory have such layers.
 
 A step of ``WorldModel`` on 64 rows is a hundred operators, whose calls take far longer than their arithmetic. No
-gradient passes through the imagined steps of the all-action and REINFORCE gradients.
+gradient passes through the imagined steps of the all-action and REINFORCE gradients, nor through the plans that are
+sampled. On thousands of rows, such as those of plans, the arithmetic counts: a tile of rows stays in the cache.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from torch import Tensor
 from wmkernels.layers import CannotChain, LayerChain, can_chain, require_unhooked
 from wmkernels.nn import CausalConv1d, Mamba, RotaryMamba
 from worldmodel.data.batch import State
-from worldmodel.model.latents import CategoricalLatent
+from worldmodel.model.latents import CategoricalLatent, EmbeddingLatent
 from worldmodel.model.memory import MemoryStack
 from worldmodel.model.recurrent import GatedConv
 
@@ -61,6 +62,61 @@ def roll_out(
     values.uniform_()
     chain.run(rows, horizon, given)
     return out
+
+
+def roll_out_latents(world_model: "WorldModel", state: State, memory: State, actions: Tensor) -> Tensor | None:
+    """The embeddings that ``actions`` (rows, horizon, action width) lead to; None where a chain cannot run.
+
+    Args:
+        world_model: whose latent is an embedding.
+        state: with "features" and "latent".
+        memory: its part of the state, which stays as it is.
+        actions: encoded.
+
+    Returns:
+        (rows, horizon, latent width).
+    """
+    latent = world_model.perception.latent
+    if torch.is_grad_enabled() or type(latent) is not EmbeddingLatent:
+        return None
+    given = [state["features"], state["latent"], actions]
+    if not can_chain([*given, *memory.values()]):
+        return None
+    given = [tensor.contiguous() for tensor in given]  # which live until the chain has run
+    latents = actions.new_empty(*actions.shape[:2], latent.width)
+    carried = {name: value.clone(memory_format=torch.contiguous_format) for name, value in memory.items()}
+    try:
+        chain = _latent_chain(world_model, *given, carried, latents)
+    except CannotChain:
+        return None
+    chain.run(*actions.shape[:2])
+    return latents
+
+
+def _latent_chain(
+    world_model: "WorldModel", features: Tensor, held: Tensor, actions: Tensor, memory: State, latents: Tensor
+) -> LayerChain:
+    prediction, width, size, moves = world_model.prediction, features.shape[1], held.shape[1], actions.shape[2]
+    require_unhooked(prediction)
+    chain = LayerChain()
+    now = chain.columns(width + moves + size)  # s_t, a_t, z_t
+    entered = chain.columns(size + moves)  # z_{t+1}, a_t
+    action, latent = now + width, now + width + moves
+
+    chain.load(features, now)
+    chain.load(held, latent)
+
+    chain.at("step")
+    chain.load(actions, action)
+    chain.load(actions, entered + size)
+    change, _ = chain.network(prediction.latent, now, width + moves + size)
+    chain.add(change, latent, size)
+    chain.scale(latent, entered, size, 1, 0)
+    chain.store(latent, latents)
+    stepped = chain.columns(width)
+    chain.linear(world_model.entry, entered, stepped)
+    _add_memory(chain, world_model.memory, memory, stepped, now)
+    return chain
 
 
 @dataclasses.dataclass

@@ -29,7 +29,7 @@ from worldmodel.model.evaluation import Evaluation, EvaluationConfig
 from worldmodel.model.exploration import Exploration, ExplorationConfig
 from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
-from worldmodel.model.native_rollout import roll_out
+from worldmodel.model.native_rollout import roll_out, roll_out_latents
 from worldmodel.model.networks import polyak_update
 from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy, predicted_mask
@@ -300,8 +300,12 @@ class WorldModel(nn.Module):
         """The latents of ``imagine_actions``, (batch, horizon, *latent shape), without rewards and continuation."""
         self._check_actions(state, actions, "imagine_latents")
         latent_space = self.perception.latent
-        sample = sample or latent_space.sample
         features, held, memory = state["features"], state.get("latent"), _memory_part(state)
+        if sample in (None, latent_space.sample, latent_space.mode):
+            found = roll_out_latents(self, state, memory, actions)
+            if found is not None:
+                return found
+        sample = sample or latent_space.sample
         latents: list[Tensor] = []
         for step, action in enumerate(actions.unbind(1)):
             latents.append(sample(self.prediction.prior(features, action, held)))

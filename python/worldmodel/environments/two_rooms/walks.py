@@ -94,7 +94,8 @@ def sample_walks(random: np.random.Generator, layouts: Layouts, steps: int, conf
     half = HALF_DOOR - MARGIN
     in_door = _truncated_normal(random, (count,), 0, _DOOR_STD, -half, half)
     place = np.stack([walls + random.uniform(-HALF_WALL, HALF_WALL, count), doors + in_door], -1)
-    at = np.where(crossing, np.minimum(at, _free_steps(place, -back, layouts)), at)
+    if crossing.any():
+        at = np.where(crossing, np.minimum(at, _free_steps(place, -back, layouts)), at)
     index = np.arange(steps) - at[:, None]
     before = (index < 0)[..., None]
     through = np.where(before, _taken(back, -index - 1), _taken(forth, index))
