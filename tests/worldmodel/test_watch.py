@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from worldmodel_environments import Numbered
 from worldmodel_examples import set_reward_scale, small_model, whole_episodes
 
 from worldmodel.__main__ import main
@@ -13,6 +15,7 @@ from worldmodel.commands import train as training
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
 from worldmodel.learning.callback import AHEAD, ALLOWANCE, CONTEXT, SHARE, OpenLoopCallback, errors_ahead
+from worldmodel.learning.settings import TrainConfig
 from worldmodel.learning.trainer import Trainer
 from worldmodel.model.open_loop import open_loop
 from worldmodel.runs.run import Run
@@ -152,3 +155,23 @@ def test_a_resumed_run_waits_before_it_looks_again() -> None:
     assert settings.open_loop_minutes == 2 and Trainer(settings).batch is None
     callback = OpenLoopCallback(2, 5000.0)
     assert not callback.is_time(5100.0) and callback.is_time(5121.0)
+
+
+class Waiting(Numbered):
+    """Waits at every step, which takes no processor time."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        time.sleep(0.01)
+        return super().step(action)
+
+
+def test_processor_time_does_not_count_what_waits(tmp_path: Path) -> None:
+    seconds, spent = {}, {}
+    for clock in ("wall", "cpu"):
+        began = time.perf_counter()
+        few = dict(
+            num_envs=1, prefill=1000, threads=1, steps=100, eval_minutes=0, open_loop_minutes=0, log_seconds=1e-3
+        )
+        run = train(TrainConfig(env=Waiting, clock=clock, **few), tmp_path / clock, quiet=True)
+        spent[clock], seconds[clock] = time.perf_counter() - began, run.metrics[-1]["seconds"]
+    assert 1 < seconds["wall"] < spent["wall"] and 0 < seconds["cpu"] < spent["cpu"] - 1

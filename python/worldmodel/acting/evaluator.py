@@ -1,6 +1,5 @@
 """The policy's return while it is trained."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ class PolicyEvaluator(Interval):
     def __init__(
         self, config: TrainConfig, world_model: WorldModel, trained: "Sequence[gymnasium.Env[Any, Any]]" = ()
     ) -> None:
-        super().__init__(config.eval_minutes, 0.0, SHARE, ALLOWANCE)
+        super().__init__(config.eval_minutes, 0.0, SHARE, ALLOWANCE, config.clock)
         self._trained = {id(environment.unwrapped) for environment in trained}
         self._env = config.env, config.env_args
         if config.eval_env is not None:
@@ -68,7 +67,7 @@ class PolicyEvaluator(Interval):
 
         Raises EnvironmentFailed if the environment cannot be made, is one of training's, or finishes no episode.
         """
-        began, most = time.perf_counter(), self.left(seconds)
+        began, most = self.now(), self.left(seconds)
         name, arguments = self._env
         while len(self._environments) < min(_MOST_ENVS, self._episodes):
             made = make_single(name, **arguments)
@@ -78,7 +77,7 @@ class PolicyEvaluator(Interval):
             self._environments.append(made)
 
         def progress(episodes: int, steps: int, returns: Sequence[float]) -> None:
-            if time.perf_counter() - began > most or stop():
+            if self.now() - began > most or stop():
                 raise _BrokenOff
 
         training = world_model.training
@@ -96,7 +95,7 @@ class PolicyEvaluator(Interval):
             return None
         finally:
             world_model.train(training)
-            self.took(time.perf_counter() - began, seconds, following)
+            self.took(self.now() - began, seconds, following)
 
     def close(self) -> None:
         for environment in self._environments:

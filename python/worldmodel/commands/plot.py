@@ -15,8 +15,8 @@ from worldmodel.runs.run import Run, RunError
 _X = {"steps": ("steps", 1.0), "updates": ("updates", 1.0), "minutes": ("seconds", 60.0)}
 _DEFAULTS = ("eval/return", "episode/return", "loss/model")
 # What may differ between runs that are drawn as one; limits only end a curve.
-_ALIKE = {"seed", "steps", "updates", "minutes", "threads", "device", "chunk_steps", "log_seconds", "save_minutes"}
-_ALIKE |= {"open_loop_minutes", "eval_minutes", "eval_episodes", "environment_state"}
+_ALIKE = {"seed", "steps", "updates", "minutes", "clock", "threads", "device", "chunk_steps", "log_seconds"}
+_ALIKE |= {"save_minutes", "open_loop_minutes", "eval_minutes", "eval_episodes", "environment_state"}
 _MOST_NAMED = 3  # differences in a label
 
 

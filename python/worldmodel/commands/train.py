@@ -22,6 +22,7 @@ from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
 from worldmodel.learning.held_out import HeldOutEvaluator, recorded_sources
+from worldmodel.learning.interval import CLOCKS
 from worldmodel.learning.latent_objective import collapse_notice
 from worldmodel.learning.presets import preset_notice
 from worldmodel.learning.room import room_notice
@@ -366,13 +367,14 @@ def _loop(
         display.say("nothing is left to do: give more --steps or --minutes")
         return
     logged = saved = trainer.seconds
-    mark, metrics, collapsed = time.perf_counter(), trainer.metrics(), False
+    clock = CLOCKS[trainer.config.clock]
+    mark, metrics, collapsed = clock(), trainer.metrics(), False
     trainer.evaluate()
     policy = None if evaluator is None else _Policy(trainer, run, display, interrupt, evaluator)
     while not (trainer.finished or interrupt.requested):
         trainer.iterate()
         # Minutes include logging and saving.
-        now = time.perf_counter()
+        now = clock()
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
             logged, metrics = trainer.seconds, trainer.metrics()
@@ -483,7 +485,10 @@ class OpenLoopEvaluator:
 
     def __call__(self, trainer: SourceTrainer) -> tuple[dict[str, float], np.ndarray | None]:
         if self._callback is None:
-            self._callback = OpenLoopCallback(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
+            config = trainer.config
+            self._callback = OpenLoopCallback(
+                config.open_loop_minutes, trainer.seconds, trainer.environment, config.clock
+            )
         drawn = trainer.world_model.perception.latent.decodes
         if trainer.batch is None or not drawn or not self._callback.is_time(trainer.seconds):
             return {}, None

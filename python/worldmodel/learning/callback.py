@@ -3,14 +3,13 @@
 It uses the newest batch and the likeliest latents, so no random generator moves.
 """
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
 
 from worldmodel.data.batch import Batch
-from worldmodel.learning.interval import Interval
+from worldmodel.learning.interval import Clock, Interval
 from worldmodel.model.open_loop import OpenLoop, open_loop
 from worldmodel.model.world_model import WorldModel
 from worldmodel.pictures.renderers import renderer
@@ -30,10 +29,11 @@ class OpenLoopCallback(Interval):
         minutes: minimum interval; 0 for never.
         seconds: of training so far.
         environment: a single one, for rendering.
+        clock: of training's seconds.
     """
 
-    def __init__(self, minutes: float, seconds: float, environment: Any = None) -> None:
-        super().__init__(minutes, seconds, SHARE, ALLOWANCE)
+    def __init__(self, minutes: float, seconds: float, environment: Any = None, clock: Clock = "wall") -> None:
+        super().__init__(minutes, seconds, SHARE, ALLOWANCE, clock)
         self._environment = environment
 
     def look(
@@ -44,7 +44,7 @@ class OpenLoopCallback(Interval):
         Mean errors k steps ahead are "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are short. The
         picture, uint8 (height, width, 3), shows the longest row; None without rows or matplotlib.
         """
-        start = time.perf_counter()
+        start = self.now()
         metrics, picture = {}, None
         longest = longest_episode(batch)
         context = CONTEXT if longest > CONTEXT else longest // 2
@@ -53,7 +53,7 @@ class OpenLoopCallback(Interval):
             if bool(loop.valid[:, context].any()):
                 metrics = errors_ahead(loop, world_model)
                 picture = self._draw(loop, world_model, title)
-        self.took(time.perf_counter() - start, seconds)
+        self.took(self.now() - start, seconds)
         return metrics, picture
 
     def _draw(self, loop: OpenLoop, world_model: WorldModel, title: str) -> np.ndarray | None:

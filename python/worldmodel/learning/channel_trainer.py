@@ -8,7 +8,7 @@ one interval later.
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 from worldmodel.environments.radar.game import SILENT, Policy, RadarGameConfig, RadarGames
 from worldmodel.environments.radar.policies import random
 from worldmodel.learning.channel_agent import ChannelAgent, ChannelAgentConfig, RadarPlayer, radar_agent
-from worldmodel.learning.token_trainer import CLOCKS
+from worldmodel.learning.interval import CLOCKS, Clock
 from worldmodel.runs.fields import (
     Bounds,
     Checked,
@@ -68,7 +68,7 @@ class ChannelTrainConfig(Checked):
     entropy: Weight = 0.01
     prediction: Weight = 1.0
     minutes: Positive = 1.0
-    clock: Literal["wall", "cpu"] = "wall"
+    clock: Clock = "wall"
     updates: Limit | None = None
     seed: Seed = 0
 

@@ -1,6 +1,5 @@
 """Recorded episodes to learn from, and those held out, on which a run is evaluated."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -51,13 +50,15 @@ class HeldOutEvaluator:
     def __call__(self, trainer: SourceTrainer) -> tuple[dict[str, float], np.ndarray | None]:
         metrics, picture = self._also(trainer)
         if self._callback is None:
-            self._callback = OpenLoopCallback(trainer.config.open_loop_minutes, trainer.seconds)
+            self._callback = OpenLoopCallback(
+                trainer.config.open_loop_minutes, trainer.seconds, None, trainer.config.clock
+            )
         ended = trainer.finished and trainer.config.open_loop_minutes > 0
         if trainer.batch is None or not (ended or self._callback.is_time(trainer.seconds)):
             return metrics, picture
-        start = time.perf_counter()
+        start = self._callback.now()
         found = self._losses(trainer)
-        self._callback.took(time.perf_counter() - start, trainer.seconds)
+        self._callback.took(self._callback.now() - start, trainer.seconds)
         return {**metrics, **found}, picture
 
     def _losses(self, trainer: SourceTrainer) -> dict[str, float]:

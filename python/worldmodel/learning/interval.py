@@ -1,4 +1,12 @@
-"""What is done now and then while training goes on, in a bounded share of its time."""
+"""Clocks of training, and what is done now and then while it goes on, in a bounded share of its time."""
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+Clock = Literal["wall", "cpu"]
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Seconds by the wall, or of processor time, over all threads."""
 
 
 class Interval:
@@ -9,10 +17,14 @@ class Interval:
         seconds: of training so far.
         share: of training time that it may take.
         allowance: seconds beyond the share, for the first minutes.
+        clock: of training's seconds.
+
+    Attributes:
+        now: the clock.
     """
 
-    def __init__(self, minutes: float, seconds: float, share: float, allowance: float) -> None:
-        self._minutes = minutes
+    def __init__(self, minutes: float, seconds: float, share: float, allowance: float, clock: Clock = "wall") -> None:
+        self._minutes, self.now = minutes, CLOCKS[clock]
         self._share, self._allowance = share, allowance
         self.begin(seconds)
 

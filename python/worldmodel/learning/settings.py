@@ -11,6 +11,7 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.given import PREFIX, is_given
 from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import name_of
+from worldmodel.learning.interval import Clock
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.learning.presets import PRESETS, Preset, choose_preset, named_preset
 from worldmodel.model.custom_block import CustomBlock
@@ -98,6 +99,9 @@ class TrainConfig(Checked):
     """Stop after this many updates."""
     minutes: Positive | None = None
     """Stop after this many minutes of training, including those before a resume."""
+    clock: Clock = "wall"
+    """Clock of all minutes and seconds: wall, or cpu for processor time over all threads, which another program on the
+    machine does not shorten."""
     device: Text = "cpu"
     """Device of the world model: cpu, cuda, cuda:1, ..."""
     threads: Threads | None = None
@@ -196,6 +200,7 @@ _FREE = {
     "steps",
     "updates",
     "minutes",
+    "clock",
     "device",
     "threads",
     "chunk_steps",

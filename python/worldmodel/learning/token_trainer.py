@@ -1,20 +1,18 @@
 """Training of a ``TokenWorldModel`` on views."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from worldmodel.data.batch import State
+from worldmodel.learning.interval import CLOCKS, Clock
 from worldmodel.learning.view_sources import ViewBatch, ViewSource, pad_step
 from worldmodel.model.motion import LearnedMotion
 from worldmodel.model.tokens import TokenConfig, TokenPrediction, TokenWorldModel
 from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
-
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclasses.dataclass
@@ -48,7 +46,7 @@ class TokenTrainConfig(Checked):
     new_weight: Weight = 0.1
     in_view_weight: Weight = 0.0
     minutes: Positive = 0.5
-    clock: Literal["wall", "cpu"] = "wall"
+    clock: Clock = "wall"
     updates: Limit | None = None
     seed: Seed = 0
 
