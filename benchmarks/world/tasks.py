@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 Variants = Mapping[str, Mapping[str, Any]]
 
-MEMORIES: Variants = {
+MEMORIES: dict[str, Mapping[str, Any]] = {
     "scan": {},
     "convolution and scan off": {"memory": "none"},
     "scan off": {"memory": "gated_conv"},
@@ -12,6 +12,8 @@ MEMORIES: Variants = {
     "GRU": {"memory": "gru"},
 }
 """Memory -> changes to the preset; the first has none."""
+
+MAMBA3: dict[str, Mapping[str, Any]] = {"Mamba-3": {"memory": "mamba3", "model.memory.blocks.0.groups": 8}}
 
 
 def policy_gradients(*names: str) -> Variants:
@@ -88,17 +90,22 @@ class Task:
 
 
 def _repeat_previous(
-    name: str, minutes: float, at_least: float, aim: float | None, published: tuple[float, float]
+    name: str,
+    minutes: float,
+    at_least: float,
+    aim: float | None,
+    published: tuple[float, float],
+    variants: Variants = MEMORIES,
 ) -> Task:
     """Published: POPGym (Morad et al. 2023), after 15 million steps."""
-    return Task(name, minutes, MEMORIES, at_least, aim, floor=-1.05, ceiling=1.1, published=published)
+    return Task(name, minutes, variants, at_least, aim, floor=-1.05, ceiling=1.1, published=published)
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         _repeat_previous("RepeatPreviousEasy", 5, 0.97, None, (1.0, 1.0)),
-        _repeat_previous("RepeatPreviousMedium", 15, 0.9, 0.98, (0.789, -0.315)),
+        _repeat_previous("RepeatPreviousMedium", 15, 0.9, 0.98, (0.789, -0.315), MEMORIES | MAMBA3),
         _repeat_previous("RepeatPreviousHard", 60, 0.5, 0.9, (0.191, -0.428)),
         Task(
             "CartPole-v1",

@@ -14,11 +14,31 @@
 
 namespace wmk::WMK_ISA {
 
+// Rows that are needed soon, requested a few lines at a time: each is on a page of its own, beyond what the hardware
+// foresees, and a burst of requests would wait for memory that the arithmetic between them hides.
+struct RowsAhead {
+  const char* row;
+  int64_t stride;
+  int64_t lines, rows, share;  // per row; left; per call
+  int64_t line;
+
+  __attribute__((noinline)) void fetch() {  // inlined, it takes registers from the products
+    for (int64_t i = 0; i < share && rows; ++i) {
+      __builtin_prefetch(row + 64 * line, 0, 2);
+      if (++line == lines) line = 0, row += stride, --rows;
+    }
+  }
+};
+
 // Steps of a sequence without a cut.
 struct SSDChunk {
   int64_t batch, begin, steps;
   bool has_state;     // false: the state before it is zero
   int64_t state_row;  // of chunk_states; -1: none
+};
+
+struct Nothing {
+  void operator()() const {}
 };
 
 template <class T>
@@ -76,19 +96,15 @@ class SSD {
   T* take_state(Arena& arena, int64_t count = 1) const { return arena.take<T>(count * state_size()); }
   int64_t state_size() const { return op_.n * d_pitch_; }
 
-  // `index`: of a head or a group. [step][size]. Rows `ahead` elements behind these, if not 0, are prefetched: each is
-  // on a page of its own, beyond what the hardware foresees.
+  // `index`: of a head or a group. [step][size].
   void load_rows(T* to, int64_t pitch, const wmk_view& view, int64_t batch, int64_t begin, int64_t steps, int64_t index,
-                 int64_t size, int64_t ahead = 0) const {
+                 int64_t size) const {
     if (view.stride[3] == 1) {
       // step by step: rows of other steps share few sets of the first cache
       with_rows(view, batch, begin, index, [&](auto* from) {
-        for (int64_t t = 0; t < steps; ++t, from += view.stride[1]) {
-          for (int64_t i = 0; ahead && i < size; i += 64 / int64_t(sizeof(*from)))
-            __builtin_prefetch(from + ahead + i, 0, 2);
+        for (int64_t t = 0; t < steps; ++t, from += view.stride[1])
           for (int64_t i = 0; i < size; i += kLanes<T>)
             store(to + t * pitch + i, gather<T>(from + i, 1, int(min(kLanes<T>, size - i))));
-        }
       });
       return;
     }
@@ -96,9 +112,17 @@ class SSD {
     for (int64_t i = 0; i < size; i += kLanes<T>)
       load_plane(to + i, pitch, plane, op_.dtype, i, int(min(kLanes<T>, size - i)), begin, steps);
   }
-  void load_rows(T* to, int64_t pitch, const wmk_view& view, const SSDChunk& c, int64_t index, int64_t size,
-                 int64_t ahead = 0) const {
-    load_rows(to, pitch, view, c.batch, c.begin, c.steps, index, size, ahead);
+  void load_rows(T* to, int64_t pitch, const wmk_view& view, const SSDChunk& c, int64_t index, int64_t size) const {
+    load_rows(to, pitch, view, c.batch, c.begin, c.steps, index, size);
+  }
+  // Of steps that are needed soon; none of a view whose rows are not contiguous.
+  RowsAhead rows_ahead(const wmk_view& view, int64_t batch, int64_t begin, int64_t steps, int64_t index, int64_t size,
+                       int64_t calls) const {
+    if (!view.data || view.stride[3] != 1 || steps < 1) return {};
+    const int64_t bytes = bytes_of(op_.dtype), lines = ceil_div(size * bytes, 64);
+    const char* row =
+        (const char*)view.data + (batch * view.stride[0] + begin * view.stride[1] + index * view.stride[2]) * bytes;
+    return {row, view.stride[1] * bytes, lines, steps, ceil_div(steps * lines, calls), 0};
   }
   void store_rows(const T* from, int64_t pitch, const wmk_view& view, const SSDChunk& c, int64_t index,
                   int64_t size) const {
@@ -181,11 +205,13 @@ class SSD {
     }
   }
 
-  // y = d C S + (scores D weight) x; `lower` is scores times decays and weights.
+  // y = d C S + (scores D weight) x; `lower` is scores times decays and weights. `before` is called before each tile.
+  template <class Before = Nothing>
   void compute_outputs(T* y, const SSDChunk& c, const T* C, const T* state, const T* lower, const Decays& decays,
-                       const T* x) const {
+                       const T* x, const Before& before = Before()) const {
     for_tiles<T>(c.steps, d_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
+      before();
       Vector<T> sums[M][N] = {};
       if (c.has_state) {
         multiply_accumulate<T, M, N>(sums, C + row * n_pitch_, n_pitch_, 1, state + column, d_pitch_, op_.n);
@@ -219,9 +245,12 @@ class SSD {
   }
 
   // to = kept from + left^T right, of [step][n] and [step][d]; `from` null: zero. `to` may be `from`.
-  void pass_state(T* to, const T* from, T kept, const T* left, const T* right, int64_t steps) const {
+  template <class Before = Nothing>
+  void pass_state(T* to, const T* from, T kept, const T* left, const T* right, int64_t steps,
+                  const Before& before = Before()) const {
     for_tiles<T>(op_.n, d_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
+      before();
       Vector<T> sums[M][N] = {};
       multiply_accumulate<T, M, N>(sums, left + row, 1, n_pitch_, right + column, d_pitch_, steps);
 #pragma GCC unroll 16
@@ -232,6 +261,11 @@ class SSD {
           store(to + at, from ? kept * load(from + at) + sums[m][n] : sums[m][n]);
         }
     });
+  }
+
+  // Tiles of a product with `rows` rows, about.
+  int64_t tiles_of(int64_t rows) const {
+    return ceil_div(rows, kTileRows<kTileVectors>) * ceil_div(d_width_, kTileVectors * kLanes<T>);
   }
 
   const wmk_ssd_scan& op_;

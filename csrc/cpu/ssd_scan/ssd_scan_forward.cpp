@@ -108,52 +108,60 @@ class Forward : SSD<T> {
       this->load_rows(b.C, n_pitch_, op_.C, c, w.group, op_.n);
       Base::transpose_matrix(b.B_by_step, pitch_, b.B, n_pitch_, c.steps, op_.n);
       this->compute_scores(b.scores, b.C, b.B_by_step, c.steps);
-      for (int64_t head = 0; head < w.heads; ++head) {
-        const bool last = head == w.heads - 1;
-        const int64_t to_next = last ? c.steps * op_.x.stride[1] - head * op_.x.stride[2] : op_.x.stride[2];
-        run_chunk(c, b, w.first_head + head, b.states + head * this->state_size(),
-                  last && t + 2 * c.steps > w.end ? 0 : to_next);
-      }
       t += c.steps;
+      const int64_t next_steps = min(op_.chunk, w.end - t), calls = this->tiles_of(op_.n);
+      RowsAhead B = this->rows_ahead(op_.B, c.batch, t, next_steps, w.group, op_.n, calls * w.heads);
+      RowsAhead C = this->rows_ahead(op_.C, c.batch, t, next_steps, w.group, op_.n, calls * w.heads);
+      for (int64_t head = w.first_head, end = head + w.heads; head < end; ++head) {
+        const bool last = head == end - 1;
+        const int64_t next = last ? w.first_head : head + 1, begin = last ? t : c.begin,
+                      steps = last ? next_steps : c.steps;
+        RowsAhead x = this->rows_ahead(op_.x, c.batch, begin, steps, next, op_.d, calls);
+        RowsAhead z = this->rows_ahead(op_.z, c.batch, begin, steps, next, op_.d, calls);
+        run_chunk(c, b, head, b.states + (head - w.first_head) * this->state_size(), [&] {
+          for (RowsAhead* rows : {&x, &z, &B, &C}) rows->fetch();
+        });
+      }
     }
     for (int64_t head = 0; head < w.heads; ++head)
       this->store_state(b.states + head * this->state_size(), op_.last_state, w.sequence, w.first_head + head);
   }
 
-  void run_chunk(const SSDChunk& c, const Buffers& b, int64_t head, T* state, int64_t to_next) const {
+  // `fetch_next` is called often, while the state is passed on.
+  template <class FetchNext>
+  void run_chunk(const SSDChunk& c, const Buffers& b, int64_t head, T* state, const FetchNext& fetch_next) const {
     if (op_.chunk_states.data && c.state_row >= 0) {
       T* to = this->kept_state(c.state_row, head);
       for (int64_t i = 0; i < op_.n; ++i) memcpy(to + i * op_.d, state + i * d_pitch_, op_.d * sizeof(T));
     }
-    this->load_rows(b.x, d_pitch_, op_.x, c, head, op_.d, to_next);
+    this->load_rows(b.x, d_pitch_, op_.x, c, head, op_.d);
     this->compute_decays(b.decays, c, head);
     this->compute_lower(b.lower, b.scores, b.decays, c.steps);
-    this->compute_outputs(b.y, c, b.C, state, b.lower, b.decays, b.x);
+    RowsAhead out = this->rows_ahead(op_.out, c.batch, c.begin, c.steps, head, op_.d, this->tiles_of(c.steps));
+    this->compute_outputs(b.y, c, b.C, state, b.lower, b.decays, b.x, [&] { out.fetch(); });
     if (op_.D.data || op_.z.data) skip_and_gate(c, b, head);
     this->store_rows(b.y, d_pitch_, op_.out, c, head, op_.d);
     this->compute_entering(b.entering, b.x, b.decays, c.steps);
-    this->pass_state(state, c.has_state ? state : nullptr, b.decays.since_start[c.steps - 1], b.B, b.entering, c.steps);
+    this->pass_state(state, c.has_state ? state : nullptr, b.decays.since_start[c.steps - 1], b.B, b.entering, c.steps,
+                     fetch_next);
   }
 
   void skip_and_gate(const SSDChunk& c, const Buffers& b, int64_t head) const {
     if (op_.z.data) this->load_rows(b.z, d_pitch_, op_.z, c, head, op_.d);
-    for (int64_t i = 0; i < d_width_; i += kLanes<T>) {
-      Vector<T> D = {};
-      if (op_.D.data) {
-        const T* from = (const T*)op_.D.data + head * op_.D.stride[0] + i * op_.D.stride[1];
-        D = gather<T>(from, op_.D.stride[1], int(min(kLanes<T>, op_.d - i)));
-      }
-      for (int64_t t = 0; t < c.steps; ++t) {
+    const T* D = (const T*)op_.D.data + head * op_.D.stride[0];
+    for (int64_t i = 0; op_.D.data && i < d_width_; i += kLanes<T>)
+      store(b.D + i, gather<T>(D + i * op_.D.stride[1], op_.D.stride[1], int(min(kLanes<T>, op_.d - i))));
+    for (int64_t t = 0; t < c.steps; ++t)
+      for (int64_t i = 0; i < d_width_; i += kLanes<T>) {
         const int64_t at = t * d_pitch_ + i;
         Vector<T> y = load(b.y + at);
-        if (op_.D.data) y += D * load(b.x + at);
+        if (op_.D.data) y += load(b.D + i) * load(b.x + at);
         if (op_.z.data) {
           const Vector<T> z = load(b.z + at);
           y *= silu(z);
         }
         store(b.y + at, y);
       }
-    }
   }
 };
 
