@@ -17,6 +17,7 @@ settings by --latent, what the log says of a collapse is in the row.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -39,6 +40,7 @@ from worldmodel.environments.two_rooms.moves import Layouts
 from worldmodel.environments.two_rooms.pictures import drawing, with_paths
 from worldmodel.environments.two_rooms.walks import WalkConfig, sample_tasks, sample_walks
 from worldmodel.learning.held_out import recorded_sources
+from worldmodel.learning.interval import CLOCKS
 from worldmodel.learning.latent_objective import collapse_notice
 from worldmodel.learning.presets import PRESETS
 from worldmodel.learning.settings import TrainConfig
@@ -107,35 +109,54 @@ class Training:
     latent: dict[str, Any]
 
 
-def learn(layout: str, seed: int, training: Training) -> tuple[WorldModel, dict[str, Any]]:
-    """A world model of recorded walks, and what its training measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "walks.npz"
+class Recorded:
+    """Walks on disk, as long as this lives."""
+
+    def __init__(self, layout: str, seed: int, walks: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.path = Path(self._folder.name) / "walks.npz"
         env_args = {"task": "walk", "length": WALK, "layout": layout, "crossing": 0.3, "bumping": 0.3}
         began = time.process_time()
-        record("worldmodel/TwoRooms-v0", path, training.walks * WALK, seed=seed, env_args=env_args)
-        recorded = time.process_time() - began
-        model = PRESETS["planning"]().model
-        latent = dataclasses.replace(model.perception.latent, **training.latent)
-        model = dataclasses.replace(model, perception=dataclasses.replace(model.perception, latent=latent))
-        config = TrainConfig(data=path, action_steps=ACTION_STEPS, preset="planning", model=model, seed=seed, threads=1)
-        source, held_out = recorded_sources(config)
-        assert held_out is not None
-        trainer = SourceTrainer(config, source)
-        began = said = time.process_time()
-        while time.process_time() - began < 60 * training.minutes:
-            trainer.iterate()
-            if time.process_time() - said > 10:
-                said = time.process_time()
-                metrics = trainer.metrics()
-                names = ("loss/dynamics", "loss/rollout", "latent/persistence", "latent/rank", "latent/deviation")
-                print(trainer.updates, {name: round(metrics[name], 4) for name in names}, flush=True)
-                if (notice := collapse_notice(metrics)) is not None:
-                    print(notice, flush=True)
-        losses = trainer.learner.held_out_losses(held_out.sample()[0])
+        record("worldmodel/TwoRooms-v0", self.path, walks * WALK, seed=seed, env_args=env_args)
+        self.seconds = time.process_time() - began
+
+
+recorded_walks = functools.lru_cache(maxsize=1)(Recorded)  # for the rows that learn from the same ones
+
+
+def learn(layout: str, seed: int, training: Training) -> tuple[WorldModel, dict[str, Any]]:
+    """A world model of recorded walks, and what its training measured."""
+    recorded = recorded_walks(layout, seed, training.walks)
+    model = PRESETS["planning"]().model
+    latent = dataclasses.replace(model.perception.latent, **training.latent)
+    config = TrainConfig(
+        data=recorded.path,
+        action_steps=ACTION_STEPS,
+        preset="planning",
+        model=dataclasses.replace(model, perception=dataclasses.replace(model.perception, latent=latent)),
+        seed=seed,
+        threads=1,
+        minutes=training.minutes,
+        clock="cpu",
+    )
+    source, held_out = recorded_sources(config)
+    assert held_out is not None
+    trainer, now, said = SourceTrainer(config, source), CLOCKS[config.clock], 0.0
+    while not trainer.finished:
+        began = now()
+        trainer.iterate()
+        trainer.seconds += now() - began
+        if trainer.seconds - said > 10:
+            said = trainer.seconds
+            metrics = trainer.metrics()
+            names = ("loss/dynamics", "loss/rollout", "latent/persistence", "latent/rank", "latent/deviation")
+            print(trainer.updates, {name: round(metrics[name], 4) for name in names}, flush=True)
+            if (notice := collapse_notice(metrics)) is not None:
+                print(notice, flush=True)
+    losses = trainer.learner.held_out_losses(held_out.sample()[0])
     assert trainer.learner.ema is not None
     measured = {name: losses[name] for name in losses if name.startswith(("latent/", "loss/dynamics", "loss/rollout"))}
-    about = {**vars(training), "updates": trainer.updates, "record_seconds": recorded, **measured}
+    about = {**vars(training), "updates": trainer.updates, "record_seconds": recorded.seconds, **measured}
     return trainer.learner.ema.module.eval(), {**about, "collapse": collapse_notice(losses)}
 
 
@@ -226,7 +247,7 @@ def main() -> None:
         return
     if not chosen.report:
         torch.set_num_threads(1)
-        for layout, method, seed in itertools.product(chosen.layouts, chosen.methods, chosen.seeds):
+        for layout, seed, method in itertools.product(chosen.layouts, chosen.seeds, chosen.methods):
             walks, minutes = chosen.walks or WALKS[layout], chosen.minutes or MINUTES[layout]
             training = Training(minutes, walks, {**LEARNED.get(method, {}), **chosen.latent})
             planned = {"method": method, "layout": layout, "seed": seed, **vars(training)}

@@ -105,6 +105,23 @@ def test_every_step_is_in_one_row_of_an_epoch_and_every_batch_is_full(path):
     assert few.rows()["actions"].shape[0] == 25 and few.epochs == 2
 
 
+def test_a_row_that_begins_inside_an_episode_has_no_loss_until_its_burn_in_or_the_next_episode(path):
+    file, kinds = EpisodeFile(path), set()
+    source = RecordedSource(file, batch_size=4, window=7, seed=0, burn_in=4)
+    first, read, starts = file.arrays["is_first"], file.rows, []
+    file.rows = lambda taken, window: starts.extend(taken) or read(taken, window)
+    for _ in range(20):
+        batch, _ = source.sample()
+        for start, mask in zip(starts[-4:], batch.loss_mask, strict=True):
+            begun = np.flatnonzero(first[start : start + 4])
+            expected = int(begun[0]) if len(begun) else 4
+            assert mask.tolist() == [False] * expected + [True] * (7 - expected)
+            kinds.add(min(expected, 1) + (expected == 4))
+    assert kinds == {0, 1, 2}, "at an episode's first step, with one in the burn-in, and with none"
+    with pytest.raises(ConfigurationError, match="burn_in is 6, expected 0 to less than window - 1 = 6"):
+        RecordedSource(file, batch_size=4, window=7, burn_in=6)
+
+
 class Told(Echo):
     """Its ``info``, an environment's own, is ``told`` at every third step."""
 

@@ -238,6 +238,31 @@ def test_a_planner_decides_in_act_and_goes_on_with_its_plan(method):
     assert not starts[2][0].any() and torch.equal(starts[2][1], shifted(plans[1].actions, 1)[1])
 
 
+def test_an_episode_that_begins_is_planned_alike_beside_any_others():
+    model, config = world_model(), PlannerConfig(horizon=4, samples=16, iterations=2, std=0.1)
+    seen = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(0))  # (steps, rows, place)
+
+    def taken(rows, seeds):
+        decider, state = PlanningDecider(config=config, seed=5), model.init_state(len(rows))
+        for _ in range(2):  # the first of a decider, and another after it
+            for row, seed in enumerate(seeds):
+                decider.begin(row, seed)
+            found = []
+            for step in range(3):
+                is_first = torch.full((len(rows),), step == 0)
+                _, state = model.act({"place": seen[step, rows]}, state, is_first, decider)
+                found.append(state["action"])
+        return torch.stack(found, 1)
+
+    together = taken([0, 1, 2], [7, 8, 9])
+    assert torch.allclose(taken([1], [8]), together[1:2], atol=1e-5)
+    assert not torch.allclose(taken([1], [7]), together[1:2], atol=1e-2)
+    assert torch.allclose(taken([0, 1], []), taken([0, 1], []), atol=0), "by the decider's seed if none was begun"
+    planner = Planner(lambda state, actions: actions.sum((-1, -2)), None, 2, generator=[torch.Generator()])
+    with pytest.raises(ValueError, match="there are 1 generators, expected one for 3 rows"):
+        planner.plan(None, 3)
+
+
 def test_a_first_search_may_be_another_than_those_that_go_on():
     model, tried = world_model(), []
     small, large = (PlannerConfig(horizon=4, samples=count, first=1, iterations=1) for count in (8, 32))

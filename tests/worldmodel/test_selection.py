@@ -94,6 +94,11 @@ def test_actions_of_several_steps_are_those_of_the_environment_one_after_another
         repeated(ActionSpec.from_space(spaces.Tuple([spaces.Discrete(2)])), 2)
 
 
+def test_columns_are_of_layouts_that_have_them(folder):
+    with pytest.raises(ConfigurationError, match=r"data_columns is place, which chooses .*, and .*a.npz is neither"):
+        open_episodes(folder / "a.npz", ["place"])
+
+
 def test_held_out_episodes_are_no_others():
     learned, held_out = held_out_split(10, 0.25, seed=3)
     assert sorted([*learned, *held_out]) == list(range(10)) and len(held_out) == 2

@@ -17,10 +17,10 @@ FRESH_IN_LATENTS = PlannerConfig(std=0.4)
 
 
 class PlanningDecider:
-    """Plans in the world model's latents, and acts by the plan's first actions: a ``Decider``.
+    """Plans in the world model's latents, and acts by the plan's first actions: an ``EpisodeDecider``.
 
     A row whose previous action is the plan's begins the next search with the rest of the plan; others, such as those of
-    a new episode, begin afresh. All rows plan as soon as one of them has to.
+    a new episode, begin afresh. All rows plan as soon as one of them has to, each with random numbers of its own.
 
     Args:
         cost: of ``Trajectories``, (rows, samples); ``ReturnCost`` if None. May be set between two calls.
@@ -29,7 +29,7 @@ class PlanningDecider:
         sample: as for ``WorldModelRollout``.
         project: makes actions of a plan allowed, as for ``Planner``.
         repeats: equal parts of an action: those of a world model with ``action_steps`` are searched as one move each.
-        seed: of samples.
+        seed: of the first row's samples; the other rows' follow it. That of an episode that was begun replaces it.
         fresh: of the search where a row begins afresh, with the horizon of ``config``, which it is if None.
 
     Raises:
@@ -59,7 +59,7 @@ class PlanningDecider:
             raise ValueError(
                 f"PlanningDecider: fresh has a horizon of {self.fresh.horizon}, expected config's {self.config.horizon}"
             )
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed, self._generators = seed, list[torch.Generator]()
         self._actions: Tensor | None = None
         self._used = 0
 
@@ -70,9 +70,21 @@ class PlanningDecider:
             raise ValueError("PlanningDecider.left: there is no plan yet, expected a call before")
         return self._actions[:, self._used - 1 :].repeat(1, 1, self.repeats)
 
+    def begin(self, row: int, seed: int) -> None:
+        """Forgets the row's plan, and draws its samples by ``seed``."""
+        self._add_generators(row + 1)
+        self._generators[row].manual_seed(seed)
+        if self._actions is not None and row < len(self._actions):
+            self._actions[row] = torch.nan  # no action is the next of it
+
+    def _add_generators(self, rows: int) -> None:
+        for row in range(len(self._generators), rows):
+            self._generators.append(torch.Generator().manual_seed(self._seed + row))
+
     def __call__(self, world_model: WorldModel, state: State) -> Tensor:
         previous = state["action"]
         rows, width = previous.shape
+        self._add_generators(rows)
         if self.repeats < 1 or width % self.repeats:
             raise ValueError(f"PlanningDecider: repeats is {self.repeats}, expected a divisor of the {width} numbers")
         plan, follows = self._actions, torch.zeros(rows, dtype=torch.bool, device=previous.device)
@@ -83,13 +95,16 @@ class PlanningDecider:
             warm = previous.new_zeros(shape)
             if plan is not None and bool(follows.any()):
                 warm = torch.where(follows[:, None, None], shifted(plan, self._used), warm)
-            planner = self._planner(world_model, shape[2], self.config if bool(follows.all()) else self.fresh)
+            config = self.config if bool(follows.all()) else self.fresh
+            planner = self._planner(world_model, shape[2], config, self._generators[:rows])
             plan, self._used = planner.plan(state, rows, warm).actions, 0
             self._actions = plan
         self._used += 1
         return plan[:, self._used - 1].repeat(1, self.repeats)
 
-    def _planner(self, world_model: WorldModel, width: int, config: PlannerConfig) -> Planner:
+    def _planner(
+        self, world_model: WorldModel, width: int, config: PlannerConfig, generators: list[torch.Generator]
+    ) -> Planner:
         cost: Cost = self.cost or ReturnCost(world_model)
         imagined: Rollout = WorldModelRollout(world_model, self.sample)
         if isinstance(cost, LatentGoalCost):  # which needs no rewards
@@ -98,4 +113,4 @@ class PlanningDecider:
         def rollout(state: State, actions: Tensor) -> Any:
             return imagined(state, actions.repeat(1, 1, 1, self.repeats))
 
-        return Planner(rollout, cost, width, config, project=self.project, generator=self._generator)
+        return Planner(rollout, cost, width, config, project=self.project, generator=generators)

@@ -96,6 +96,7 @@ class GoalDecider:
         self.seconds = 0.0
 
     def begin(self, row: int, seed: int) -> None:
+        self._planner.begin(row, seed)
         goal, spec = self._environments[row].goal, self._agent.observation_spec
         self._goals[row] = None
         if goal is None:
@@ -173,7 +174,7 @@ def evaluate_plans(
         agent: with continuous actions.
         env: name of the environment.
         episodes: at least 1.
-        seed: of the first episode. What a planner draws depends on ``num_envs``.
+        seed: of the first episode, and of what its planner draws.
         num_envs: episodes at once, for which plans are searched together.
         action_steps: actions of the environment in one of the world model.
         planner: makes the decider; None for random actions, as a baseline.

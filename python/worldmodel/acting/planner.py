@@ -10,7 +10,7 @@ persistences side by side. The first round is larger, and half of it are variati
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -96,10 +96,10 @@ class Planner:
         width: of an action.
         config: of the search.
         project: makes actions allowed; clamps them to -1 and 1 if None.
-        generator: of samples.
+        generator: of samples; or one per row, so that a row is drawn alike beside any others.
 
     Raises:
-        ValueError: in ``plan``, costs of another shape, or without a number in some row.
+        ValueError: in ``plan``, costs of another shape, or without a number in some row; generators of other rows.
 
     Example:
         >>> target = torch.tensor([[0.5, -0.2], [-1.0, 1.0]])
@@ -122,7 +122,7 @@ class Planner:
         config: PlannerConfig | None = None,
         *,
         project: Project | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> None:
         self.rollout, self.cost, self.width = rollout, cost, width
         self.config = config or PlannerConfig()
@@ -145,6 +145,8 @@ class Planner:
         mean = torch.zeros(shape) if warm_start is None else warm_start.detach()
         if mean.shape != shape:
             raise ValueError(f"Planner.plan: warm_start has shape {tuple(mean.shape)}, expected {shape}")
+        if isinstance(self.generator, Sequence) and len(self.generator) != rows:
+            raise ValueError(f"Planner.plan: there are {len(self.generator)} generators, expected one for {rows} rows")
         cost = cost or self.cost
         if self.config.method == "gradient":
             return self._descend(state, mean, cost)
@@ -258,10 +260,15 @@ class Planner:
         return mean[:, None] + std[:, None] * torch.stack(steps, 2)
 
     def _uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.rand(*shape, generator=self.generator).to(like)
+        return self._drawn(torch.rand, shape).to(like)
 
     def _noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.randn(*shape, self.width, generator=self.generator).to(like)
+        return self._drawn(torch.randn, (*shape, self.width)).to(like)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        if isinstance(self.generator, Sequence):
+            return torch.stack([draw(*shape[1:], generator=each) for each in self.generator])
+        return draw(*shape, generator=self.generator)
 
 
 def shifted(actions: Tensor, taken: int) -> Tensor:

@@ -144,7 +144,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
 
 def _preset_for(data: Path, columns: Sequence[str]) -> str:
     """The preset for recorded episodes."""
-    file = open_episodes(data, columns or TrainConfig().data_columns)[0]
+    file = open_episodes(data, columns)[0]
     return choose_preset("", file.observation_spec, file.action_spec)[0]
 
 

@@ -385,20 +385,34 @@ class RecordedSource:
     A row is ``window`` steps in a row of the file, and may hold several episodes; what begins or ends inside an episode
     is taken for an episode of its own. An epoch takes each row once; the next one cuts the file elsewhere.
 
+    Args:
+        file: of the episodes.
+        batch_size: rows.
+        window: steps of a row.
+        seed: of the order and the cuts.
+        burn_in: leading steps without a loss of a row that begins inside an episode, less than ``window - 1``.
+
     Raises:
-        ConfigurationError: the file has fewer steps than a row, or batch_size or window is too small.
+        ConfigurationError: the file has fewer steps than a row, batch_size or window is too small, or burn_in too
+            large.
 
     Attributes:
         file: of the episodes.
     """
 
-    def __init__(self, file: Episodes, batch_size: int = 16, window: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self, file: Episodes, batch_size: int = 16, window: int = 128, seed: int = 0, burn_in: int = 0
+    ) -> None:
         if batch_size < 1 or not 2 <= window <= file.steps:
             raise ConfigurationError(
                 f"RecordedSource: batch_size is {batch_size} and window {window}, expected at least 1, and from 2 to "
                 f"the {file.steps:,} steps of {file.path}"
             )
-        self.file, self.batch_size, self.window = file, batch_size, window
+        if not 0 <= burn_in < window - 1:
+            raise ConfigurationError(
+                f"RecordedSource: burn_in is {burn_in}, expected 0 to less than window - 1 = {window - 1}"
+            )
+        self.file, self.batch_size, self.window, self.burn_in = file, batch_size, window, burn_in
         self.observation_spec, self.action_spec = file.observation_spec, file.action_spec
         self.epochs = 0
         self._random = np.random.default_rng(seed)
@@ -421,7 +435,10 @@ class RecordedSource:
         return 0
 
     def rows(self) -> Arrays:
-        """The next batch's arrays, as ``EpisodeFile.rows`` returns them; it may end an epoch and begin the next."""
+        """The next batch's arrays, as ``EpisodeFile.rows`` returns them, and "loss_mask", bool (rows, window).
+
+        It may end an epoch and begin the next.
+        """
         parts: list[np.ndarray] = []
         while missing := self.batch_size - sum(len(part) for part in parts):
             if self._taken >= len(self._starts):
@@ -431,6 +448,8 @@ class RecordedSource:
             self._taken += len(parts[-1])
         starts = np.concatenate(parts)
         rows = self.file.rows(starts, self.window)
+        begun = np.logical_or.accumulate(rows["is_first"], 1)
+        rows["loss_mask"] = begun | (np.arange(self.window) >= self.burn_in)
         rows["is_first"][:, 0] = rows["is_last"][:, -1] = True
         return rows
 
@@ -438,7 +457,7 @@ class RecordedSource:
         """The next batch; no metrics. Raises RunError for values that the specs do not have."""
         rows = {name: torch.from_numpy(array) for name, array in self.rows().items()}
         observations = {name: rows[f"observations/{name}"] for name in self.observation_spec.modalities}
-        fields = {name: rows[name] for name in ("actions", "rewards", "terminated", "is_last", "is_first")}
+        fields = {name: rows[name] for name in ("actions", "rewards", "terminated", "is_last", "is_first", "loss_mask")}
         valid = torch.ones_like(rows["is_first"])
         return Batch(observations=observations, valid=valid, elapsed=rows.get("elapsed"), **fields), {}  # type: ignore[arg-type]
 

@@ -16,28 +16,33 @@ from worldmodel.runs.fields import ConfigurationError
 from worldmodel.runs.files import RunError
 
 _HDF5 = (".h5", ".hdf5")
-_PIXELS = ("pixels",)
 _CHUNK = 2**16  # steps whose actions are checked at once
 
 
-def open_episodes(path: Path, columns: Sequence[str] = _PIXELS) -> list[Episodes]:
+def open_episodes(path: Path, columns: Sequence[str] = ()) -> list[Episodes]:
     """The files of ``path``: an .npz, an HDF5 file, or a folder: of .npz, of Minari, or of LeRobot.
 
     Args:
         path: .npz as ``record`` writes it, .h5 or .hdf5 of flat columns.
-        columns: observed ones of HDF5, or features of LeRobot, of which by default all observations are.
+        columns: observed ones of HDF5, or features of LeRobot; pixels or all observations if empty.
 
     Raises:
+        ConfigurationError: columns of other files, which say themselves what is observed.
         RunError: no such file, other contents, actions that are missing, NaN or out of bounds, or files of different
             spaces.
         MissingPackage: a layout without the package that reads it.
     """
     if path.suffix in _HDF5:
-        return [FlatEpisodes.open(path, columns)]
+        return [FlatEpisodes.open(path, columns or ("pixels",))]
+    if (path / INFO).is_file():
+        return [LeRobotEpisodes(path, columns)]
+    if columns:
+        raise ConfigurationError(
+            f"data_columns is {', '.join(columns)}, which chooses among columns of HDF5 or features of LeRobot, and "
+            f"{path} is neither: leave it out"
+        )
     if (folder := minari_folder(path)) is not None:
         return [MinariEpisodes(folder)]
-    if (path / INFO).is_file():
-        return [LeRobotEpisodes(path, () if tuple(columns) == _PIXELS else columns)]
     paths = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if not paths:
         raise RunError(

@@ -25,13 +25,14 @@ def recorded_sources(config: TrainConfig) -> tuple[RecordedSource, RecordedSourc
         raise ConfigurationError("recorded_sources: data is None, expected recorded episodes")
     files = open_episodes(config.data, config.data_columns)
     learned, held_out = held_out_split(sum(file.episodes for file in files), config.held_out, config.seed)
-    rows, window = config.replay.batch_size, config.replay.window
+    rows, window, burn_in = config.replay.batch_size, config.replay.window, config.replay.burn_in
     episodes = SelectedEpisodes(files, learned, config.action_steps, phases=config.action_steps)
-    source = RecordedSource(episodes, rows, window, config.seed)
+    source = RecordedSource(episodes, rows, window, config.seed, burn_in)
     if not len(held_out):
         return source, None
     others = SelectedEpisodes(files, held_out, config.action_steps)
-    return source, RecordedSource(others, rows, min(window, others.steps), config.seed)
+    window = min(window, others.steps)
+    return source, RecordedSource(others, rows, window, config.seed, min(burn_in, window - 2))
 
 
 class HeldOutEvaluator:

@@ -70,8 +70,9 @@ class TrainConfig(Checked):
     """Recorded episodes to train from instead of an environment: an .npz that `record` wrote, a folder of them, HDF5 of
     flat columns, or the folder of a Minari or LeRobot data set. Their batches are replay.batch_size rows of
     replay.window steps; what collects is not used."""
-    data_columns: tuple[Text, ...] = ("pixels",)
-    """Columns of HDF5 that are observed, or features of LeRobot, by default all that begin with observation."""
+    data_columns: tuple[Text, ...] = ()
+    """Columns of HDF5 that are observed, by default pixels, or features of LeRobot, by default all that begin with
+    observation. Other recorded episodes have what they were recorded with."""
     action_steps: Size = 1
     """Steps of the recorded episodes that make one action, whose moves are those of all."""
     held_out: Share = 0.1
@@ -220,6 +221,8 @@ def saved_config(run: Run) -> TrainConfig:
     values = run.config.get("train")
     if isinstance(values, dict):
         values = {"preset": "popgym", "image_size": None, **values}  # the defaults of earlier releases
+        if values.get("data") is None and values.get("data_columns") == ["pixels"]:  # the default before it was ()
+            del values["data_columns"]
         missing = [name for name in PRESET_FIELDS if name not in values]
         if missing and values["preset"] == CHOSEN:  # no environment is made by reading a run
             raise ConfigurationError(f"train has no {', '.join(missing)}, and its preset is {CHOSEN!r}")

@@ -274,7 +274,7 @@ class ImageCodec(nn.Module):
     def encode(self, modality: Tensor) -> Tensor:
         if self.norm is None:
             return self.encode_planes(self._scaled(modality))
-        pixels = self.norm(modality.flatten(1).to(self.project.weight.dtype))
+        pixels = self.norm(modality.flatten(1))  # whose mean has the weights' type
         return self.encode_planes(pixels.unflatten(1, self.shape).movedim(-1, 1))
 
     def encode_planes(self, planes: Tensor) -> Tensor:

@@ -79,14 +79,13 @@ def roll_out_latents(world_model: "WorldModel", state: State, memory: State, act
     latent = world_model.perception.latent
     if torch.is_grad_enabled() or type(latent) is not EmbeddingLatent:
         return None
-    given = [state["features"], state["latent"], actions]
-    if not can_chain([*given, *memory.values()]):
+    if not can_chain([state["features"], state["latent"], *memory.values(), actions]):
         return None
-    given = [tensor.contiguous() for tensor in given]  # which live until the chain has run
+    features, held, actions = (each.contiguous() for each in (state["features"], state["latent"], actions))
     latents = actions.new_empty(*actions.shape[:2], latent.width)
     carried = {name: value.clone(memory_format=torch.contiguous_format) for name, value in memory.items()}
     try:
-        chain = _latent_chain(world_model, *given, carried, latents)
+        chain = _latent_chain(world_model, features, held, actions, carried, latents)
     except CannotChain:
         return None
     chain.run(*actions.shape[:2])

@@ -127,7 +127,7 @@ class FirstBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
-        return (x - self.mean) / self.deviation
+        return (x - self.mean).div_(self.deviation)
 
     @torch.no_grad()
     def begin(self, mean: Tensor, variance: Tensor) -> None:
