@@ -10,9 +10,9 @@ Episodes have 200 steps, as PLDM's and EB-JEPA's; one is a success at its first 
 held if it ends there. A row is of one method, layout and seed, of weights, walks and goals alike, and is written as
 soon as it is measured: a run that was interrupted goes on. Times are CPU time, all episodes as one batch.
 
-"learned" records walks with `record`, learns from them for some CPU minutes with the preset planning, an action being
-four moves, and plans in the latents. "unregularised" leaves out what prevents a collapse. With the latter, or other
-settings by --latent, what the log says of a collapse is in the row.
+"learned" draws walks, which are on disk as `record` writes them, learns from them for some CPU minutes with the preset
+planning, an action being four moves, and plans in the latents. "unregularised" leaves out what prevents a collapse.
+What the log says of a collapse is in the row, also with other settings by --latent.
 """
 
 import argparse
@@ -33,11 +33,13 @@ import torch
 from harness import environment, tables
 from worldmodel.acting.plan_decider import IN_LATENTS
 from worldmodel.acting.planner import PlannerConfig
-from worldmodel.acting.recording import record
 from worldmodel.acting.room_episodes import CONFIG, Controller, Driven, LearnedDynamics, TrueDynamics, drive
-from worldmodel.data.actions import action_generator
+from worldmodel.data.actions import ActionSpec, action_generator
+from worldmodel.data.datasets import EpisodeWriter
+from worldmodel.data.spaces import ObservationSpec
+from worldmodel.environments.single import make_single
 from worldmodel.environments.two_rooms.moves import Layouts
-from worldmodel.environments.two_rooms.pictures import drawing, with_paths
+from worldmodel.environments.two_rooms.pictures import drawing, pixels, with_paths
 from worldmodel.environments.two_rooms.walks import WalkConfig, sample_tasks, sample_walks
 from worldmodel.learning.held_out import recorded_sources
 from worldmodel.learning.interval import CLOCKS
@@ -110,14 +112,23 @@ class Training:
 
 
 class Recorded:
-    """Walks on disk, as long as this lives."""
+    """Walks on disk, as long as this lives, drawn all at once."""
 
-    def __init__(self, layout: str, seed: int, walks: int) -> None:
+    def __init__(self, layout: str, seed: int, count: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self.path = Path(self._folder.name) / "walks.npz"
-        env_args = {"task": "walk", "length": WALK, "layout": layout, "crossing": 0.3, "bumping": 0.3}
         began = time.process_time()
-        record("worldmodel/TwoRooms-v0", self.path, walks * WALK, seed=seed, env_args=env_args)
+        random, environment = np.random.default_rng(seed), make_single("worldmodel/TwoRooms-v0")
+        layouts = Layouts.sampled(random, count) if layout == "random" else Layouts.fixed(count)
+        walks = sample_walks(random, layouts, WALK, WalkConfig(crossing=0.3, bumping=0.3))
+        spec = ActionSpec.from_space(environment.action_space)
+        with EpisodeWriter(self.path, ObservationSpec.from_space(environment.observation_space), spec) as writer:
+            for walk in range(count):
+                seen = pixels(walks.positions[walk], layouts[walk])
+                for step in range(WALK):
+                    action = spec.from_env(walks.moves[walk, step].numpy())
+                    writer.step({"observation": seen[step]}, actions=action, is_first=step == 0)
+                writer.step({"observation": seen[WALK]}, is_last=True)
         self.seconds = time.process_time() - began
 
 

@@ -10,7 +10,7 @@ from worldmodel.acting.plan_costs import GoalCost, LatentGoalCost, LatentRollout
 from worldmodel.acting.plan_decider import FRESH_IN_LATENTS, IN_LATENTS, PlanningDecider
 from worldmodel.acting.planner import Plan, Planner, PlannerConfig, shifted, within_norm
 from worldmodel.environments.two_rooms.moves import Layouts, move, shortened, travel
-from worldmodel.environments.two_rooms.pictures import pictures
+from worldmodel.environments.two_rooms.pictures import pixels
 from worldmodel.model.world_model import WorldModel
 
 Controller = Callable[[Tensor], Tensor]
@@ -164,4 +164,4 @@ class LearnedDynamics:
             return LatentRollout(self.world_model)(self._state, self._decider.left[:, None])[:, 0]
 
     def _seen(self, places: Tensor) -> dict[str, Tensor]:
-        return {"observation": (pictures(places, self.layouts).movedim(-3, -1) * 255).to(torch.uint8)}
+        return {"observation": torch.from_numpy(pixels(places, self.layouts))}

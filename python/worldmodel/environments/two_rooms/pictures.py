@@ -40,6 +40,12 @@ def pictures(positions: Tensor, layouts: Layouts) -> Tensor:
     return torch.stack([dots(positions), walls(layouts)], -3)
 
 
+def pixels(positions: Tensor, layouts: Layouts) -> np.ndarray:
+    """``pictures`` as ``TwoRooms`` gives them, uint8 (..., SIDE, SIDE, 2)."""
+    shown = torch.stack(torch.broadcast_tensors(dots(positions), walls(layouts)), -1)
+    return (shown * 255).to(torch.uint8).numpy()
+
+
 def observation(position: Tensor, wall_picture: Tensor, goal: Tensor | None = None) -> np.ndarray:
     """One observation, uint8 (SIDE, SIDE, channels): the dot, the walls, and the goal's dot if it is given."""
     channels = [dots(position), wall_picture] + ([] if goal is None else [dots(goal)])
