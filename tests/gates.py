@@ -2,8 +2,12 @@
 
 A test marked ``gated(group)`` runs only if the digest of the group's sources differs from tests/digests.json, or if it
 is marked ``canary``. ``--all`` and naming the file run everything. Digests ignore comments, docstrings and layout.
+
+    python tests/gates.py "CUDA built"             # whether it is unchanged, by the exit status too
+    python tests/gates.py "CUDA built" --record    # after a build for all architectures
 """
 
+import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -56,6 +60,8 @@ PROBLEMS = tuple(
 )
 
 GATES = {
+    # No tests: CI compiles for one architecture while these are unchanged.
+    "CUDA built": Gate(("csrc/include/*", "csrc/common/*.h", "csrc/cuda/*/*", "build_tools/*.py", "setup.py")),
     "CUDA scans emulated": Gate(
         (*EMULATOR, *CUDA, *SCANS, *SCAN_LAUNCHERS, *PROBLEMS, "tests/emulator/test_cuda_emulated*.py")
     ),
@@ -118,3 +124,19 @@ def record(groups: list[str]) -> None:
     known = {name: value for name, value in recorded().items() if name in GATES}
     known |= {group: current(group) for group in groups}
     RECORD.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("group", choices=GATES)
+    parser.add_argument("--record", action="store_true", help="these sources passed")
+    chosen = parser.parse_args(arguments)
+    if chosen.record:
+        record([chosen.group])
+    found = state(chosen.group)
+    print(f"{chosen.group}: {found.why}")
+    return 0 if found.unchanged else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -37,8 +37,10 @@ def test_a_group_is_closed_by_its_own_digest_alone(tmp_path: Path, monkeypatch: 
     assert not gates.state("one").unchanged
     gates.record(["one"])
     assert gates.state("one").unchanged and not gates.state("other").unchanged
+    assert (gates.main(["one"]), gates.main(["other"])) == (0, 1)
     monkeypatch.setattr(gates, "version", lambda package: "0")
     assert not gates.state("one").unchanged
+    assert gates.main(["one", "--record"]) == 0 and gates.state("one").unchanged
 
 
 def test_every_group_is_made_of_files_that_exist_and_has_a_canary(request: pytest.FixtureRequest) -> None:
