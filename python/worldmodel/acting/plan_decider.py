@@ -10,7 +10,7 @@ from worldmodel.acting.planner import Cost, Planner, PlannerConfig, Project, Rol
 from worldmodel.data.batch import State
 from worldmodel.model.world_model import Sampler, WorldModel
 
-IN_LATENTS = PlannerConfig(std=0.4, samples=32, first=4, iterations=2)
+IN_LATENTS = PlannerConfig(std=0.4, samples=16, first=4, iterations=2)
 """For learned latents and plans that are renewed after every action: small searches, each beginning with the last."""
 FRESH_IN_LATENTS = PlannerConfig(std=0.4)
 """For the first of them."""
