@@ -238,6 +238,29 @@ class TestFunctions:
         assert "wmkernels" in graphs[0]
         assert torch.equal(compiled, module(x))
 
+    def test_a_function_that_the_package_kernels_made_a_module_of_is_known(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, func = modeling("mamba"), modeling("mamba").causal_conv1d_fn
+
+        class Func(nn.Module):
+            kernel_layer_name = "causal_conv1d_fn"
+
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                return func(*args, **kwargs)
+
+        made = Func()
+        monkeypatch.setattr(module, "causal_conv1d_fn", made)
+        model, ids = tiny.build("mamba"), tiny.tokens(1, TIME)
+        before = tiny.logits(model, ids)
+        ours.enable("mamba")
+        assert tiny.error(tiny.logits(model, ids), before) < PARITY
+        assert ours.report().calls["conv"] and "original" not in ours.report().calls
+        module.causal_conv1d_fn(torch.randn(1, 6, 9, device="meta"), torch.randn(6, 4, device="meta"))
+        assert ours.report().calls["original"] == 1
+        ours.disable()
+        assert module.causal_conv1d_fn is made
+
     def test_a_function_called_outside_a_mixer_keeps_packed_sequences_apart(self) -> None:
         ours.enable("mamba", "mamba2")
         x, weight = torch.randn(1, 6, 9), torch.randn(6, 4)
