@@ -224,19 +224,44 @@ class TestFunctions:
         program = torch.export.export(Conv(), (torch.randn(2, 6, 9),))
         assert "wmkernels" not in str(program.graph)
 
-    def test_a_compiled_graph_calls_the_kernel(self) -> None:
-        ours.enable("mamba")
+    @pytest.mark.parametrize(("name", "op"), [("mamba", "selective_scan"), ("mamba2", "ssd_scan")])
+    def test_a_compiled_mixer_is_one_graph_that_calls_the_kernels(self, name: str, op: str) -> None:
+        mixer = tiny.build(name, num_hidden_layers=1).eval().backbone.layers[0].mixer
+        x = torch.randn(1, TIME, 24)
+        ours.enable(name)
         graphs = []
 
         def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
             graphs.append(str(graph.graph))
             return graph.forward
 
-        module, x = Conv(), torch.randn(2, 6, 9)
         with torch.no_grad():
-            compiled = torch.compile(module, backend=backend, fullgraph=True)(x)
-        assert "wmkernels" in graphs[0]
-        assert torch.equal(compiled, module(x))
+            compiled = torch.compile(mixer, backend=backend, fullgraph=True)(x)
+            assert f"wmkernels.{op}" in graphs[0] and "wmkernels.causal_conv1d" in graphs[0]
+            assert tiny.error(compiled, mixer(x)) < PARITY
+
+    def test_a_function_that_the_package_kernels_made_a_module_of_is_known(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, func = modeling("mamba"), modeling("mamba").causal_conv1d_fn
+
+        class Func(nn.Module):
+            kernel_layer_name = "causal_conv1d_fn"
+
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                return func(*args, **kwargs)
+
+        made = Func()
+        monkeypatch.setattr(module, "causal_conv1d_fn", made)
+        model, ids = tiny.build("mamba"), tiny.tokens(1, TIME)
+        before = tiny.logits(model, ids)
+        ours.enable("mamba")
+        assert tiny.error(tiny.logits(model, ids), before) < PARITY
+        assert ours.report().calls["conv"] and "original" not in ours.report().calls
+        module.causal_conv1d_fn(torch.randn(1, 6, 9, device="meta"), torch.randn(6, 4, device="meta"))
+        assert ours.report().calls["original"] == 1
+        ours.disable()
+        assert module.causal_conv1d_fn is made
 
     def test_a_function_called_outside_a_mixer_keeps_packed_sequences_apart(self) -> None:
         ours.enable("mamba", "mamba2")

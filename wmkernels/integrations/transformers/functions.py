@@ -32,7 +32,7 @@ def replacement(original: Function, op: str, ours: Function) -> Function:
     PyTorch's form of an op replaces the library's where that would drop a state or mix packed sequences.
     """
 
-    @functools.wraps(original)
+    @functools.wraps(original, updated=())  # a module, where the package kernels is installed
     def function(*args: Any, **kwargs: Any) -> Any:
         if _can_run(op, args[0]):
             result = ours(*args, **kwargs)

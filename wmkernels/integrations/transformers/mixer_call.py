@@ -145,7 +145,9 @@ def with_mixer_call(forward: Callable[..., Tensor], passes_state: bool) -> Calla
             return forward(self, hidden_states, *args, **kwargs)
         batch, time = hidden_states.shape[:2]
         cache = args[0] if args else kwargs.get("cache", kwargs.get("cache_params"))
-        state = None if cache is None or time == 1 else cache.get_recurrent_state(self.layer_idx, state_idx=0)
+        state = None
+        if cache is not None and time > 1 and cache.has_previous_state(self.layer_idx):
+            state = cache.layers[self.layer_idx].recurrent_states[0]
         reset = packed_reset(kwargs, batch, time, hidden_states.device)
         require_one(self, reset, state)
         states: list[Tensor] = []

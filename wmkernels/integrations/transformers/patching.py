@@ -5,6 +5,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from torch import nn
+
 _DECORATORS = "transformers.integrations.accelerate"
 
 
@@ -52,9 +54,10 @@ def own_function(owner: Any, module: ModuleType, name: str) -> tuple[Callable[..
     """A function of the library as it came, and the names of its arguments. Raises Unknown."""
     where = f"{owner.__name__}.{name}"
     found = inspect.getattr_static(owner, name, None)
-    if not inspect.isfunction(found):
+    function = _within_kernels_module(found)
+    if not inspect.isfunction(function):
         raise Unknown(f"there is no function {where}")
-    inner = inspect.unwrap(found)
+    inner = inspect.unwrap(function)
     if inner.__module__ == _DECORATORS:  # whose decorator does not name what it wraps
         inner = inspect.getclosurevars(inner).nonlocals.get("forward_func", inner)
     if inner.__module__ != module.__name__ or inner.__qualname__ not in (name, f"{owner.__name__}.{name}"):
@@ -62,7 +65,14 @@ def own_function(owner: Any, module: ModuleType, name: str) -> tuple[Callable[..
     return found, tuple(inspect.signature(inner).parameters)
 
 
-def require_arguments(where: str, known: tuple[str, ...], expected: str) -> None:
-    """Raises Unknown unless the names are the expected ones, in order."""
-    if list(known) != expected.split():
-        raise Unknown(f"{where} has the arguments {' '.join(known)}, expected {expected}")
+def _within_kernels_module(found: object) -> object:
+    """The function that the package kernels, where it is installed, made a module of; anything else as it is."""
+    if not isinstance(found, nn.Module) or not hasattr(found, "kernel_layer_name"):
+        return found
+    return inspect.getclosurevars(type(found).forward).nonlocals.get("func")
+
+
+def require_arguments(where: str, known: tuple[str, ...], *expected: str) -> None:
+    """Raises Unknown unless the names are those of one of the expected lists, in order."""
+    if " ".join(known) not in expected:
+        raise Unknown(f"{where} has the arguments {' '.join(known)}, expected {' or '.join(expected)}")

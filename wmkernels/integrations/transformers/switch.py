@@ -23,7 +23,7 @@ from wmkernels.integrations.transformers.patching import (
 
 _MIXERS = ((4, 57), (5, 14))  # versions whose mixers are replaced as a whole
 _FUNCTIONS = tuple((5, minor) for minor in range(15, 25))  # versions whose mixers call functions that are replaced
-_FORWARD = "self hidden_states cache attention_mask kwargs"
+_FORWARD = tuple(f"self hidden_states {cache} attention_mask kwargs" for cache in ("cache", "cache_params"))
 _FORWARD_BEFORE = ("cache_params", "cache_position", "attention_mask", "seq_idx", "kwargs")
 
 _patches: dict[str, list[Patch]] = {}
@@ -105,7 +105,7 @@ def _functions(module: ModuleType, mixer: Mixer) -> Iterator[Patch]:
         yield Patch(module, name, original, replacement(original, use.op, use.ours))
     owner = own_class(module, mixer.name)
     forward, arguments = own_function(owner, module, "forward")
-    require_arguments(f"{mixer.name}.forward", arguments, _FORWARD)
+    require_arguments(f"{mixer.name}.forward", arguments, *_FORWARD)
     yield Patch(owner, "forward", forward, with_mixer_call(forward, mixer.passes_state))
 
 
