@@ -1,12 +1,15 @@
-"""Memories in the game of channels, a league of jammers, and the time of 1,024 intervals.
+"""Memories in the game of channels, a league of jammers, networks that detect and recover, the time of 1,024 intervals.
 
     python benchmarks/radar.py agents --memories attention --jammers 8 1-8 --seeds 5 6 7
     python benchmarks/radar.py league --seeds 5
+    python benchmarks/radar.py detection --seeds 5 6 7
+    python benchmarks/radar.py recovery --seeds 5 6 7
     python benchmarks/radar.py time
     python benchmarks/radar.py report                      # the tables
 
 Rows are merged into one JSON file. Minutes are CPU time of one thread. Hits are the share of intervals in which the
-jammer was in the radar's channel, after the first ones that the longest look-back and 8 more take.
+jammer was in the radar's channel, after the first ones that the longest look-back and 8 more take. What ``detection``
+and ``recovery`` measure is in ``radar_networks.py``.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import radar_networks
 from harness import environment, tables
 from worldmodel.environments.radar.config import RadarConfig
 from worldmodel.environments.radar.game import RadarGameConfig, RadarGames
@@ -33,6 +37,7 @@ from worldmodel.learning.channel_trainer import ChannelTrainConfig, RadarTrainer
 
 RESULT = Path(__file__).resolve().parent / "results" / "radar_cpu.json"
 CPU = torch.device("cpu")
+SECTIONS = ("agents", "baselines", "league", "detection", "recovery")
 MEMORIES = tuple(memories(1))
 BASELINES = ("fixed", "round robin", "random", "memoryless", "oracle")
 
@@ -180,7 +185,7 @@ def time_row(repeats: int = 9) -> dict[str, Any]:
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("section", "memory", "jammer", "past", "seed"))
+    return tuple(row.get(name) for name in ("section", "memory", "jammer", "past", "snr", "seed"))
 
 
 def percent(values: list[float]) -> str:
@@ -252,13 +257,16 @@ def report(rows: list[dict[str, Any]]) -> dict[str, str]:
         "targets": target_table(rows),
         "agents": agent_table(rows),
         "league": league_table(rows),
+        "detection": radar_networks.detection_table(rows),
+        "pulses": radar_networks.pulse_table(rows),
+        "recovery": radar_networks.recovery_table(rows),
         "time": time_line(rows),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", choices=["agents", "baselines", "league", "time", "report"])
+    parser.add_argument("section", choices=[*SECTIONS, "time", "report"])
     parser.add_argument("--memories", nargs="+", default=["attention"], choices=MEMORIES)
     parser.add_argument("--jammers", nargs="+", default=list(JAMMERS), choices=list(JAMMERS), help="L")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5, 6, 7])
@@ -290,6 +298,14 @@ def main() -> None:
         for seed in chosen.seeds:
             for past in (0.5, 0.0):
                 add(league_row(past, seed, chosen.rounds, chosen.turn))
+    elif chosen.section == "detection":
+        for seed in chosen.seeds:
+            for row in radar_networks.detection_rows(seed, chosen.seconds):
+                add(row)
+    elif chosen.section == "recovery":
+        for seed in chosen.seeds:
+            for row in radar_networks.recovery_rows(seed, chosen.seconds):
+                add(row)
     elif chosen.section == "time":
         add(time_row())
     for title, text in report(saved["rows"]).items():
