@@ -27,7 +27,7 @@ from worldmodel.learning.detection_game import (
 from worldmodel.learning.pulse_recovery import FAMILIES, RecoveryConfig, RecoveryTrainer, similarities
 
 SCENE = SceneConfig()
-SECONDS, PULSE_SECONDS, RECOVERY_SECONDS = 60, 15, 45  # of training, CPU time
+SECONDS, PULSE_SECONDS, RECOVERY_SECONDS = 60, 15, 30  # of training, CPU time
 MAPS, SEED, CODES, FRESH = 3072, 1000, 4, 100
 DETECTORS = {"cfar": "CA-CFAR", "adaptive_cfar": "CA-CFAR, flat spectrum", "network": "network"}
 TRAINED, PAST, UNTRAINED = "learned with the network", "learned, past", "learned afresh"

@@ -125,4 +125,4 @@ class JammerNetwork(nn.Module):
         own, taps = torch.complex(made[:, 0], made[:, 1]), torch.complex(made[:, 2], made[:, 3])
         signal = own + torch.fft.ifft(torch.fft.fft(taps) * torch.fft.fft(heard))
         power = signal.abs().square().mean((-2, -1), keepdim=True)
-        return signal * (ratio[:, None, None] / (power + 1e-12)).sqrt()
+        return signal * ratio.sqrt()[:, None, None] / (power + 1e-12).sqrt()

@@ -6,6 +6,7 @@ for a true one (Goodfellow et al., "Generative adversarial nets", 2014).
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Annotated, Literal
 
@@ -75,7 +76,8 @@ class RecoveryConfig(Checked):
         chips: of a phase code.
         snr: smallest and largest signal-to-noise ratio per sample in training, dB.
         width: channels of a layer.
-        layers: residual, of dilations 1, 2, 4, ...
+        layers: of dilations 1, 2, 4, ...
+        reach: of the filter, samples on each side.
         compression: weight of the pulse-compression loss.
         adversarial: weight of the adversarial loss.
         batch_size: pulses per update.
@@ -90,30 +92,23 @@ class RecoveryConfig(Checked):
     chips: Size = 16
     snr: tuple[Decibels, Decibels] = (-6.0, 15.0)
     width: Size = 32
-    layers: Annotated[int, Bounds(1, 12)] = 5
+    layers: Annotated[int, Bounds(1, 12)] = 3
+    reach: Annotated[int, Bounds(1, 1024)] = 8
     compression: Weight = 1.0
     adversarial: Weight = 0.01
     batch_size: Size = 48
-    lr: Annotated[float, Bounds(0, 1, above=True)] = 3e-3
+    lr: Annotated[float, Bounds(0, 1, above=True)] = 5e-3
     minutes: Positive = 1.0
     clock: Literal["wall", "cpu"] = "wall"
     updates: Limit | None = None
     seed: Seed = 0
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int, dilation: int) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(width, width, 5, padding=2 * dilation, dilation=dilation)
-        self.second = nn.Conv1d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        change: Tensor = self.second(F.silu(self.first(x)))
-        return x + change
-
-
 class RecoveryNetwork(nn.Module):
-    """Intercepted pulse → pulse, complex (batch, samples) both.
+    """Intercepted pulse → pulse, complex (batch, samples) both: a filter that a network steers.
+
+    Each sample is a weighted sum of those within ``reach``. The weights come from a convolution over products of one
+    sample and the conjugate of another. So a phase that all samples share changes the result by that phase alone.
 
     Example:
         >>> RecoveryNetwork(RecoveryConfig())(torch.ones(2, 64) + 0j).shape
@@ -122,13 +117,23 @@ class RecoveryNetwork(nn.Module):
 
     def __init__(self, config: RecoveryConfig) -> None:
         super().__init__()
-        self.first = nn.Conv1d(2, config.width, 5, padding=2)
-        self.layers = nn.Sequential(*(_Residual(config.width, 2**layer) for layer in range(config.layers)))
-        self.last = nn.Conv1d(config.width, 2, 1)
+        self.reach = config.reach
+        widths = [2 * config.reach + 1, *[config.width] * config.layers]
+        self.hidden = nn.ModuleList(
+            nn.Conv1d(before, after, 5, padding=2 * 2**layer, dilation=2**layer)
+            for layer, (before, after) in enumerate(itertools.pairwise(widths))
+        )
+        self.weights = nn.Conv1d(config.width, 2 * (2 * config.reach + 1), 1)
 
     def forward(self, heard: Tensor) -> Tensor:
-        found = heard + _complex(self.last(self.layers(self.first(_real(heard)))))
-        return found
+        around = F.pad(heard, (self.reach, self.reach)).unfold(-1, heard.shape[-1], 1)  # (batch, shifts, samples)
+        products = around[:, self.reach :] * heard[:, None].conj()
+        features = torch.cat([products.real, products[:, 1:].imag], 1)
+        for number, layer in enumerate(self.hidden):
+            change = F.silu(layer(features))
+            features = features + change if number else change
+        real, imaginary = self.weights(features).chunk(2, 1)
+        return heard + (torch.complex(real, imaginary) * around).sum(1)
 
 
 class RecoveryTrainer:
@@ -214,7 +219,3 @@ def similarities(
 
 def _real(signal: Tensor) -> Tensor:
     return torch.stack([signal.real, signal.imag], 1)
-
-
-def _complex(parts: Tensor) -> Tensor:
-    return torch.complex(parts[:, 0], parts[:, 1])
