@@ -1,18 +1,26 @@
-"""Memories in the game of channels, a league of jammers, and the time of 1,024 intervals.
+"""Memories in the game of channels, a league of jammers, networks that detect and recover, the time of 1,024 intervals.
 
     python benchmarks/radar.py agents --memories attention --jammers 8 1-8 --seeds 5 6 7
     python benchmarks/radar.py league --seeds 5
+    python benchmarks/radar.py detection --seeds 5 6 7
+    python benchmarks/radar.py recovery --seeds 5 6 7
+    python benchmarks/radar.py world_model --seeds 5 --minutes 5
     python benchmarks/radar.py time
     python benchmarks/radar.py report                      # the tables
 
 Rows are merged into one JSON file. Minutes are CPU time of one thread. Hits are the share of intervals in which the
-jammer was in the radar's channel, after the first ones that the longest look-back and 8 more take.
+jammer was in the radar's channel, after the first ones that the longest look-back and 8 more take. What ``detection``
+and ``recovery`` measure is in ``radar_networks.py``.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import radar_networks
 from harness import environment, tables
 from worldmodel.environments.radar.config import RadarConfig
 from worldmodel.environments.radar.game import RadarGameConfig, RadarGames
@@ -33,6 +42,7 @@ from worldmodel.learning.channel_trainer import ChannelTrainConfig, RadarTrainer
 
 RESULT = Path(__file__).resolve().parent / "results" / "radar_cpu.json"
 CPU = torch.device("cpu")
+SECTIONS = ("agents", "baselines", "league", "detection", "recovery", "world_model")
 MEMORIES = tuple(memories(1))
 BASELINES = ("fixed", "round robin", "random", "memoryless", "oracle")
 
@@ -179,8 +189,40 @@ def time_row(repeats: int = 9) -> dict[str, Any]:
     return {"section": "time", "cpu_median": statistics.median(cpu), "cpu_best": min(cpu), "wall_best": min(elapsed)}
 
 
+def world_model_row(seed: int, minutes: float, look_back: int = 1) -> dict[str, Any]:
+    """``python -m worldmodel train`` against a jammer of known L, and its greedy policy's mean return."""
+    game = RadarGameConfig(look_back=(look_back, look_back))
+    program = [sys.executable, "-m", "worldmodel"]
+    with tempfile.TemporaryDirectory() as folder:
+        run, told = Path(folder) / "run", Path(folder) / "told.json"
+        given = ["--env", "worldmodel/RadarGame-v0", "--env-args", f"look_back=[{look_back},{look_back}]"]
+        given += ["--preset", "popgym", "--minutes", str(minutes), "--threads", "1", "--seed", str(seed)]
+        began = os.times().children_user
+        subprocess.run([*program, "train", *given, "--run", str(run)], check=True)
+        seconds = os.times().children_user - began
+        given = ["--episodes", "64", "--random-episodes", "64", "--seed", str(SEED), "--threads", "1"]
+        subprocess.run([*program, "evaluate", str(run), *given, "--json", str(told)], check=True)
+        found = json.loads(told.read_text())
+    intervals = found["lengths"][0]
+    rewards = {name: one["detections"] for name, one in score(game, baselines(game), intervals, GAMES, SEED).items()}
+    return {
+        "section": "world model",
+        "jammer": str(look_back),
+        "seed": seed,
+        "minutes": minutes,
+        "seconds": seconds,
+        "episodes": found["episodes"],
+        "intervals": intervals,
+        "return": found["mean"],
+        "interval": found["interval"],
+        "random": found["random"]["mean"],
+        "random_interval": found["random"]["interval"],
+        "baselines": {name: intervals * reward for name, reward in rewards.items()},
+    }
+
+
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("section", "memory", "jammer", "past", "seed"))
+    return tuple(row.get(name) for name in ("section", "memory", "jammer", "past", "snr", "seed"))
 
 
 def percent(values: list[float]) -> str:
@@ -235,6 +277,20 @@ def league_table(rows: list[dict[str, Any]]) -> str:
     return tables.markdown(["radar", "seeds", *names.values()], cells)
 
 
+def world_model_table(rows: list[dict[str, Any]]) -> str:
+    """Mean return per game of the world model's policy and of the baselines."""
+    cells = []
+    for row in (row for row in rows if row["section"] == "world model"):
+        for name, mean, bounds in (
+            (f"world model, {row['seconds'] / 60:.1f} CPU minutes", row["return"], row["interval"]),
+            ("random actions", row["random"], row["random_interval"]),
+            *((name, mean, None) for name, mean in row["baselines"].items()),
+        ):
+            spread = f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else ""
+            cells.append([row["jammer"], name, f"{mean:.2f}", spread, f"{mean / row['intervals']:.1%}"])
+    return tables.markdown(["L", "policy", "return", "95% interval", "detections"], cells)
+
+
 def time_line(rows: list[dict[str, Any]]) -> str:
     found = [row for row in rows if row["section"] == "time"]
     if not found:
@@ -252,17 +308,22 @@ def report(rows: list[dict[str, Any]]) -> dict[str, str]:
         "targets": target_table(rows),
         "agents": agent_table(rows),
         "league": league_table(rows),
+        "detection": radar_networks.detection_table(rows),
+        "pulses": radar_networks.pulse_table(rows),
+        "recovery": radar_networks.recovery_table(rows),
+        "world model": world_model_table(rows),
         "time": time_line(rows),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", choices=["agents", "baselines", "league", "time", "report"])
+    parser.add_argument("section", choices=[*SECTIONS, "time", "report"])
     parser.add_argument("--memories", nargs="+", default=["attention"], choices=MEMORIES)
     parser.add_argument("--jammers", nargs="+", default=list(JAMMERS), choices=list(JAMMERS), help="L")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5, 6, 7])
     parser.add_argument("--seconds", type=float, help="of CPU time, instead of each jammer's own")
+    parser.add_argument("--minutes", type=float, default=5, help="of a world model's training, by the clock")
     parser.add_argument("--rounds", type=int, default=6, help="of a league")
     parser.add_argument("--turn", type=int, default=30, help="updates of a side of a league, before the other's turn")
     parser.add_argument("--json", type=Path, default=RESULT)
@@ -290,6 +351,17 @@ def main() -> None:
         for seed in chosen.seeds:
             for past in (0.5, 0.0):
                 add(league_row(past, seed, chosen.rounds, chosen.turn))
+    elif chosen.section == "detection":
+        for seed in chosen.seeds:
+            for row in radar_networks.detection_rows(seed, chosen.seconds):
+                add(row)
+    elif chosen.section == "recovery":
+        for seed in chosen.seeds:
+            for row in radar_networks.recovery_rows(seed, chosen.seconds):
+                add(row)
+    elif chosen.section == "world_model":
+        for seed in chosen.seeds:
+            add(world_model_row(seed, chosen.minutes))
     elif chosen.section == "time":
         add(time_row())
     for title, text in report(saved["rows"]).items():

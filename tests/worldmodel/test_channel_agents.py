@@ -85,7 +85,7 @@ def test_a_radar_learns_to_stay_away_from_a_look_back_jammer():
     trainer = RadarTrainer(GAME, TRAIN)
     while not trainer.finished:
         metrics = trainer.iterate()
-    assert trainer.learner.updates == 80 and metrics["foreseen"] > 0.9
+    assert trainer.learner.updates == 80 and metrics["prediction_accuracy"] > 0.9
     found = score(GAME, {"radar": RadarPlayer(trainer.agent), "random": random}, 24, games=64)
     assert found["radar"]["hits"] < 0.02 and found["random"]["hits"] > 0.2
 

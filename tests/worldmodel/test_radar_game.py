@@ -114,6 +114,14 @@ def test_sampled_rewards_have_the_mean_of_the_exact_ones(jammer):
         assert chosen.sum() > 4000 and abs(float((found[chosen] - mean).sum())) < 3 * sigma
 
 
+def test_the_table_of_detections_is_computed_once_for_games_that_differ_in_channels_and_jammer():
+    config = RadarGameConfig()
+    same = RadarGameConfig(channels=4, look_back=(2, 9), jammer="sweep", sensed=False, available=1, sampled=True)
+    assert detection_table(same) is detection_table(config)
+    assert not torch.equal(detection_table(RadarGameConfig(jnr=9.0)), detection_table(config))
+    assert torch.equal(detection_table(config, config.pulses()), detection_table(config))
+
+
 def test_a_copy_of_another_waveform_does_less_harm_than_one_of_the_same():
     config = RadarGameConfig(waveforms=3, radar=RadarConfig(pulse=3.2e-6, repetition=12.8e-6, pulses=2))
     table = detection_table(config)

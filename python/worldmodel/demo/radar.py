@@ -100,7 +100,8 @@ def _trained(name: str, options: RadarDemoOptions) -> RadarPlayer:
     trainer = RadarTrainer(GAME, ChannelTrainConfig(agent, minutes=options.seconds / 60, seed=options.seed))
     while not trainer.finished:
         metrics = trainer.iterate()
-    _say(f"{name}: {trainer.learner.updates:,} updates, {metrics['foreseen']:.0%} of the jammer's channels foreseen")
+    accuracy = metrics["prediction_accuracy"]
+    _say(f"{name}: {trainer.learner.updates:,} updates, {accuracy:.0%} of the jammer's channels predicted")
     return RadarPlayer(trainer.agent)
 
 

@@ -82,11 +82,11 @@ def _hits(axes: Any, hits: Mapping[str, list[float]]) -> None:
         smooth = np.convolve(np.pad(shares, 1, mode="edge"), np.ones(3) / 3, "valid")
         style = {"lw": 2.6, "zorder": 3} if name == "attention" else {"lw": 1.6}
         axes.plot(100 * smooth, color=COLOURS[name], label=name, **style)
-    axes.set_ylim(0)
+    axes.set_ylim(0, 125 * max(max(shares) for shares in hits.values()))  # room for the legend
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel="interval of the game", ylabel="games in which the radar is hit, %")
     axes.set_title("L hidden in 1 to 8", loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper center", ncols=len(hits), columnspacing=1, handlelength=1.2, frameon=False, fontsize=9)
 
 
 def _ambiguity(axes: Any, title: str, surface: np.ndarray) -> None:

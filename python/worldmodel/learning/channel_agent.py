@@ -88,12 +88,12 @@ class ChannelAgent(nn.Module):
 
 
 def radar_agent(game: RadarGameConfig, config: ChannelAgentConfig | None = None) -> ChannelAgent:
-    """Of a radar: chooses actions, and foresees the jammer's channel."""
+    """Of a radar: chooses actions, and predicts the jammer's channel."""
     return ChannelAgent(game.features, game.actions, game.channels, config)
 
 
 def jammer_agent(game: RadarGameConfig, config: ChannelAgentConfig | None = None) -> ChannelAgent:
-    """Of a jammer: chooses the channel that it jams, and foresees the radar's."""
+    """Of a jammer: chooses the channel that it jams, and predicts the radar's."""
     return ChannelAgent(2 * game.channels + 1, game.channels, game.channels, config)
 
 

@@ -147,12 +147,12 @@ class ChannelLearner:
         metrics = {"gain": float(gain.detach()), "entropy": float(entropy.detach())}
         told = channels != SILENT
         if config.prediction and told.any():
-            foreseen = F.cross_entropy(other[told], channels[told])
+            prediction_loss = F.cross_entropy(other[told], channels[told])
             metrics |= {
-                "prediction_loss": float(foreseen.detach()),
-                "foreseen": float((other.argmax(-1) == channels)[told].float().mean()),
+                "prediction_loss": float(prediction_loss.detach()),
+                "prediction_accuracy": float((other.argmax(-1) == channels)[told].float().mean()),
             }
-            loss = loss + config.prediction * foreseen
+            loss = loss + config.prediction * prediction_loss
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)

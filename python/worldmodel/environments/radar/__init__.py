@@ -7,6 +7,7 @@ Signals are complex baseband samples in units of the receiver's noise: one sampl
     echoes       targets: delay, Doppler, Swerling fluctuation
     jamming      barrage, spot, sweep; copies: repeated, interrupted, smeared
     receiver     matched filter, Doppler filter, CA-CFAR
+    tracking     tracks of the detections of successive intervals
     theory       detection probabilities and required signal-to-noise ratios
     expectation  exact detection probability behind a CA-CFAR whose cells are correlated
     quality      sidelobes, main lobe, band and ambiguity of a pulse

@@ -113,24 +113,48 @@ class RadarGameConfig(Checked):
         return torch.stack([module().detach() for module in [*modules, *codes]])
 
 
-@functools.lru_cache(maxsize=64)
-def detection_table(config: RadarGameConfig) -> Tensor:
+_UNUSED: dict[str, Any] = {
+    "channels": 2,
+    "available": 0,
+    "look_back": (1, 1),
+    "jammer": "spot",
+    "sensed": True,
+    "sampled": False,
+}
+"""Fields on which ``detection_table`` does not depend, each with a value."""
+
+
+def detection_table(config: RadarGameConfig, pulses: Tensor | None = None) -> Tensor:
     """Exact detection probabilities, averaged over Doppler rows: float64 (waveforms, waveforms + 2).
 
     A row for the waveform sent; columns: a copy of each waveform, noise in the channel, no jamming.
+
+    Args:
+        config: of the game.
+        pulses: complex (waveforms, samples), with respect to which the table is differentiable; without, those of
+            ``config``, whose table is computed once.
     """
-    pulses = config.pulses().to(torch.complex128)
-    radar, snr, jnr = config.radar, torch.tensor(power(config.snr)), power(config.jnr)
-    turns = radar.doppler_of_row(torch.arange(radar.pulses))
-    table = torch.empty(config.waveforms, config.waveforms + 2, dtype=torch.float64)
-    for sent, pulse in enumerate(pulses):
-        for column in range(config.waveforms + 2):
-            copied = pulses[column] if column < config.waveforms else None
-            noise = 1 + jnr if column == config.waveforms else 1.0
-            given = (snr.double(), config.cfar, radar.cells, noise, copied, jnr, config.smear)
-            values = [expected_detection(pulse, *given, doppler=doppler) for doppler in turns.tolist()]
-            table[sent, column] = torch.stack(values).mean()
-    return table
+    if pulses is not None:
+        return _table(config, pulses)
+    return _cached_table(dataclasses.replace(config, **_UNUSED))
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_table(config: RadarGameConfig) -> Tensor:
+    return _table(config, config.pulses())
+
+
+def _table(config: RadarGameConfig, pulses: Tensor) -> Tensor:
+    pulses, radar = pulses.to(torch.complex128), config.radar
+    snr, jnr = torch.tensor(power(config.snr), dtype=torch.float64), power(config.jnr)
+    turns = radar.doppler_of_row(torch.arange(radar.pulses)).tolist()
+    rows = []
+    for pulse in pulses:
+        jamming = [(1.0, copied) for copied in pulses] + [(1 + jnr, None), (1.0, None)]
+        for noise, copied in jamming:
+            given = (snr, config.cfar, radar.cells, noise, copied, jnr, config.smear)
+            rows.append(torch.stack([expected_detection(pulse, *given, doppler=doppler) for doppler in turns]).mean())
+    return torch.stack(rows).view(len(pulses), -1)
 
 
 class RadarGames:

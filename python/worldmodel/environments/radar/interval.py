@@ -58,6 +58,29 @@ class Interval:
         return soft_detect(self._rows(), config, temperature).gather(1, self.cell[:, None])[:, 0]
 
 
+def sample_echo(
+    radar: RadarConfig, waveform: Tensor, snr: Tensor, swerling: int = 1, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The echo of a target in a random cell and Doppler row: complex (batch, pulses, cells), and the row and the cell.
+
+    Args:
+        radar: its parameters.
+        waveform: transmitted, complex (samples,) or (batch, samples).
+        snr: mean signal-to-noise ratio of the whole interval, after both filters, linear, (batch,).
+        swerling: of the target, 0 to 4.
+        generator: of place and fluctuation.
+    """
+    batch = len(snr)
+    cell = torch.randint(1, radar.cells, (batch,), generator=generator).to(snr.device)
+    row = torch.randint(0, radar.pulses, (batch,), generator=generator).to(snr.device)
+    velocity = radar.doppler_of_row(row).to(snr.dtype) / radar.doppler(
+        torch.ones((), dtype=snr.dtype, device=snr.device)
+    )
+    distance = cell.to(snr.dtype) * radar.cell_length
+    target = Targets(distance[:, None], velocity[:, None], radar.cross_section(distance, snr)[:, None], swerling)
+    return echoes(radar, waveform, target, generator), row, cell
+
+
 def sample_interval(
     radar: RadarConfig,
     waveform: Tensor,
@@ -86,16 +109,9 @@ def sample_interval(
         >>> interval.powers.shape, interval.detected(CFARConfig()).tolist()
         (torch.Size([1, 64, 256]), [True])
     """
-    batch = len(snr)
-    cell = torch.randint(1, radar.cells, (batch,), generator=generator).to(snr.device)
-    row = torch.randint(0, radar.pulses, (batch,), generator=generator).to(snr.device)
-    velocity = radar.doppler_of_row(row).to(snr.dtype) / radar.doppler(
-        torch.ones((), dtype=snr.dtype, device=snr.device)
-    )
-    distance = cell.to(snr.dtype) * radar.cell_length
-    target = Targets(distance[:, None], velocity[:, None], radar.cross_section(distance, snr)[:, None], swerling)
+    echo, row, cell = sample_echo(radar, waveform, snr, swerling, generator)
     noise = torch.ones_like(snr) if jamming is None else 1 + jamming.noise
-    received = echoes(radar, waveform, target, generator) + barrage(radar, noise, generator)
+    received = echo + barrage(radar, noise, generator)
     if jamming is not None and jamming.copied is not None:
         ratio = torch.ones_like(snr) if jamming.ratio is None else jamming.ratio
         first = cell - jamming.width // 2

@@ -25,6 +25,28 @@ def matched_filter(received: Tensor, waveform: Tensor) -> Tensor:
     return torch.fft.ifft(torch.fft.fft(received) * spectrum.conj())
 
 
+def adaptive_filter(received: Tensor, waveform: Tensor, smoothing: int = 5) -> Tensor:
+    """Matched filter for noise whose spectrum is not flat: each frequency's share is divided by the power there.
+
+    The power is estimated from all pulses of the interval and ``smoothing`` neighbouring frequencies. Noise of any
+    spectrum keeps power 1 in each cell. The echo of a pulse, below the noise before it is compressed, changes little.
+
+    Args:
+        received: complex (..., pulses, cells).
+        waveform: complex (..., 1, samples), or (samples,).
+        smoothing: frequencies, odd.
+
+    Returns:
+        Complex (..., pulses, cells).
+    """
+    cells = received.shape[-1]
+    spectrum, pulse = torch.fft.fft(received, norm="ortho"), torch.fft.fft(waveform, cells, norm="ortho")
+    power = spectrum.abs().square().mean(-2, keepdim=True)
+    power = sum(power.roll(shift, -1) for shift in range(-(smoothing // 2), smoothing // 2 + 1)) / smoothing
+    level = (pulse.abs().square() / power).mean(-1, keepdim=True).sqrt()
+    return torch.fft.ifft(spectrum * pulse.conj() / (power * level), norm="ortho")
+
+
 def doppler_filter(pulses: Tensor) -> Tensor:
     """Discrete Fourier transform over pulses, (..., pulses, cells), scaled so that white noise keeps its power.
 

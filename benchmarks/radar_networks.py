@@ -1,0 +1,178 @@
+"""Rows and tables of ``radar.py``: a detection network under jamming, learned pulses, a jammer's recovery of pulses."""
+
+import copy
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness import tables
+from worldmodel.environments.radar.config import CFARConfig
+from worldmodel.environments.radar.quality import correlation, peak_sidelobe
+from worldmodel.learning.detection_game import (
+    DetectionTrainConfig,
+    DetectionTrainer,
+    Jam,
+    SceneConfig,
+    best_response,
+    cfar_scores,
+    known_jammers,
+    learned,
+    measure,
+)
+from worldmodel.learning.pulse_recovery import FAMILIES, RecoveryConfig, RecoveryTrainer, similarities
+
+SCENE = SceneConfig()
+SECONDS, PULSE_SECONDS, RECOVERY_SECONDS = 60, 15, 30  # of training, CPU time
+MAPS, SEED, CODES, FRESH = 3072, 1000, 4, 100
+DETECTORS = {"cfar": "CA-CFAR", "adaptive_cfar": "CA-CFAR, flat spectrum", "network": "network"}
+TRAINED, PAST, UNTRAINED = "learned with the network", "learned, past", "learned afresh"
+NONE, PRESENT = "none", "copies of the present pulse"
+GOAL, AIM = 0.1, 0.2
+RATIOS = (-5.0, 0.0, 5.0, 10.0)  # dB per sample
+
+
+def detection_rows(seed: int, seconds: float | None) -> Iterator[dict[str, Any]]:
+    """A row per kind of jammer, and rows of pulses that learn."""
+    seconds = SECONDS if seconds is None else seconds
+    config = DetectionTrainConfig(minutes=seconds / 60, clock="cpu", seed=seed)
+    trainer = DetectionTrainer(SCENE, config)
+    while not trainer.finished:
+        trainer.iterate()
+    radar = SCENE.radar
+    fresh = best_response(trainer.detector, SCENE, dataclasses.replace(config, seed=seed + 100), FRESH)
+    known = known_jammers(radar)
+    jammers: dict[str, Jam | None] = {
+        TRAINED: learned(trainer.jammer, radar),
+        PAST: learned(trainer.pool[len(trainer.pool) // 2] or trainer.jammer, radar),
+        UNTRAINED: learned(fresh, radar),
+        **known,
+        NONE: None,
+        PRESENT: known["copies"],
+    }
+    detectors = _detectors(trainer)
+    limits = None
+    for name, jam in jammers.items():
+        scene = dataclasses.replace(SCENE, agile=name != PRESENT)
+        found = measure(detectors, scene, jam, MAPS, SEED, limits=limits)
+        limits = limits or {detector: one.limit for detector, one in found.items()}
+        yield {
+            "section": "detection",
+            "jammer": name,
+            "seed": seed,
+            "seconds": seconds,
+            "updates": trainer.updates,
+            "maps": MAPS,
+            **{detector: one.detection for detector, one in found.items()},
+            "false_alarms": {detector: one.alarms for detector, one in found.items()},
+        }
+    yield from pulse_rows(trainer, seed)
+
+
+def pulse_rows(before: DetectionTrainer, seed: int) -> Iterator[dict[str, Any]]:
+    """Random codes, and the same after they learned, against the detector and jammer that learned with them."""
+    config = dataclasses.replace(before.config, minutes=PULSE_SECONDS / 60)
+    generator = torch.Generator().manual_seed(seed)
+    first = 2 * math.pi * torch.rand(CODES, SCENE.radar.samples, generator=generator)
+    trainer = DetectionTrainer(SCENE, config, nn.Parameter(first.clone()))
+    for network in ("detector", "jammer"):
+        getattr(trainer, network).load_state_dict(copy.deepcopy(getattr(before, network).state_dict()))
+    while not trainer.finished:
+        trainer.iterate()
+    assert trainer.phases is not None
+    jammers = {TRAINED: learned(trainer.jammer, SCENE.radar), "barrage": known_jammers(SCENE.radar)["barrage"]}
+    for stage, phases in {"random": first, "learned": trainer.phases.detach()}.items():
+        pulses = torch.polar(torch.ones_like(phases), phases)
+        for name, jam in jammers.items():
+            found = measure(_detectors(trainer), SCENE, jam, MAPS, SEED, pulses=pulses)
+            yield {
+                "section": "pulses",
+                "memory": stage,
+                "jammer": name,
+                "seed": seed,
+                "seconds": PULSE_SECONDS,
+                "updates": trainer.updates,
+                "maps": MAPS,
+                **{detector: one.detection for detector, one in found.items()},
+                "peak_sidelobe": statistics.fmean(peak_sidelobe(correlation(pulse)) for pulse in pulses),
+            }
+
+
+def _detectors(trainer: DetectionTrainer) -> dict[str, Any]:
+    config, radar = CFARConfig(), SCENE.radar
+    scores = (cfar_scores(radar, config), cfar_scores(radar, config, adaptive=True), trainer.detector)
+    return dict(zip(DETECTORS, scores, strict=True))
+
+
+def recovery_rows(seed: int, seconds: float | None) -> Iterator[dict[str, Any]]:
+    """A row per signal-to-noise ratio."""
+    seconds = RECOVERY_SECONDS if seconds is None else seconds
+    config = RecoveryConfig(minutes=seconds / 60, clock="cpu", seed=seed)
+    trainer = RecoveryTrainer(config)
+    while not trainer.finished:
+        trainer.iterate()
+    for ratio in RATIOS:
+        found = similarities(trainer.network, config, ratio, 2048, SEED)
+        yield {
+            "section": "recovery",
+            "snr": ratio,
+            "seed": seed,
+            "seconds": seconds,
+            "updates": trainer.updates,
+            "heard": {family: before for family, (before, _) in found.items()},
+            "recovered": {family: after for family, (_, after) in found.items()},
+        }
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> str:
+    """Share of all targets found and half of the 95% interval."""
+    mean, count = statistics.fmean(row[name] for row in rows), sum(row["maps"] for row in rows)
+    return f"{mean:.3f} ± {1.96 * math.sqrt(mean * (1 - mean) / count):.3f}"
+
+
+def detection_table(rows: list[dict[str, Any]]) -> str:
+    """Pd at equal false alarms by jammer, and whether the goal is reached."""
+    cells = []
+    for name in (TRAINED, UNTRAINED, PAST, *known_jammers(SCENE.radar), NONE, PRESENT):
+        found = [row for row in rows if row["section"] == "detection" and row["jammer"] == name]
+        if not found:
+            continue
+        gains = [row["network"] - row["cfar"] for row in found]
+        gain = f"{statistics.fmean(gains):+.3f} ({', '.join(f'{one:+.3f}' for one in gains)})"
+        alarms = statistics.fmean(row["false_alarms"]["network"] for row in found)
+        verdict = tables.outcome(statistics.fmean(gains), GOAL, AIM) if name == TRAINED else ""
+        cells.append([name, *(_mean(found, detector) for detector in DETECTORS), gain, f"{alarms:.1e}", verdict])
+    head = ["jammer", *DETECTORS.values(), "gain over the CA-CFAR", "false alarms at one limit", ""]
+    return tables.markdown(head, cells)
+
+
+def pulse_table(rows: list[dict[str, Any]]) -> str:
+    """Pd of random codes and of those that learned."""
+    cells = []
+    for name in (TRAINED, "barrage"):
+        for stage in ("random", "learned"):
+            found = [row for row in rows if row["section"] == "pulses" and row["jammer"] == name]
+            found = [row for row in found if row["memory"] == stage]
+            if found:
+                sidelobe = statistics.fmean(row["peak_sidelobe"] for row in found)
+                cells.append([name, stage, *(_mean(found, x) for x in DETECTORS), f"{sidelobe:.1f}"])
+    return tables.markdown(["jammer", "codes", *DETECTORS.values(), "peak sidelobe, dB"], cells)
+
+
+def recovery_table(rows: list[dict[str, Any]]) -> str:
+    """Similarity by signal-to-noise ratio and family, as heard and recovered."""
+    cells = []
+    for ratio in RATIOS:
+        found = [row for row in rows if row["section"] == "recovery" and row["snr"] == ratio]
+        if not found:
+            continue
+        line = [f"{ratio:g}", f"{statistics.fmean(row['heard'][FAMILIES[0]] for row in found):.3f}"]
+        for family in FAMILIES:
+            each = [row["recovered"][family] for row in found]
+            line.append(f"{statistics.fmean(each):.3f} ({', '.join(f'{one:.3f}' for one in each)})")
+        cells.append(line)
+    return tables.markdown(["dB per sample", "as heard", *FAMILIES], cells)
