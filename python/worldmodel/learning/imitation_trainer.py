@@ -1,0 +1,190 @@
+"""Training of an ``ImitationPolicy`` on recorded episodes: behaviour cloning, with the pictures reconstructed beside.
+
+No expert is asked for what was not recorded. The gradient of the actions' density runs through the memory into the
+encoder; a reconstruction of some of the pictures keeps in z_t what the few actions that are recorded do not tell.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from worldmodel.data.batch import Batch
+from worldmodel.data.source import Source
+from worldmodel.learning.token_trainer import CLOCKS
+from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
+from worldmodel.model.vae_gan import VaeGan
+from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
+
+Reconstruction = Literal["vae_gan", "vae", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImitationTrainConfig(Checked):
+    """How a policy is trained.
+
+    Attributes:
+        policy: its networks.
+        reconstruction: of pictures, by a discriminator's features, by squared error of pixels, or none.
+        pictures: per update that are reconstructed.
+        reconstruction_weight: of that loss, per picture, beside nats per action.
+        kl: weight of the latents' KL from a standard normal, within the reconstruction.
+        adversarial: weight of deceiving the discriminator, within the reconstruction.
+        lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
+        warmup: updates.
+        cooldown: last share of the training, in which the rate falls.
+        weight_decay: of AdamW.
+        max_grad_norm: of all gradients together.
+        minutes: of training.
+        clock: of ``minutes``, "wall", or "cpu" for processor time.
+        updates: at most, if given.
+        seed: of weights and samples.
+    """
+
+    policy: ImitationConfig = ImitationConfig()  # noqa: RUF009
+    reconstruction: Reconstruction = "vae_gan"
+    pictures: Size = 32
+    reconstruction_weight: Weight = 5e-4
+    kl: Weight = 0.01
+    adversarial: Weight = 1.0
+    lr: Annotated[float, Bounds(0, 10, above=True)] = 1e-3
+    warmup: Limit = 50
+    cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.5
+    weight_decay: Share = 0.01
+    max_grad_norm: Positive = 1.0
+    minutes: Positive = 1.0
+    clock: Literal["wall", "cpu"] = "wall"
+    updates: Limit | None = None
+    seed: Seed = 0
+
+
+class ImitationTrainer:
+    """Trains on batches of a source.
+
+    Args:
+        config: of the training.
+        source: of recorded episodes.
+
+    Raises:
+        ConfigurationError: as ``ImitationPolicy``.
+
+    Attributes:
+        policy: what is trained.
+        updates: so far.
+        seconds: of training, by ``config.clock``.
+    """
+
+    def __init__(self, config: ImitationTrainConfig, source: Source) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.source = config, source
+        self.policy = ImitationPolicy(source.observation_spec, source.action_spec, config.policy)
+        self.optimizers = {"policy": self._optimizer(self.policy)}
+        self.vae_gan: VaeGan | None = None
+        if config.reconstruction == "vae_gan":
+            pictures = config.policy.pictures
+            self.vae_gan = VaeGan(self.policy.perception, pictures.image_channels, pictures.image_stride)
+            self.optimizers["discriminator"] = self._optimizer(self.vae_gan.discriminator)
+        self.updates, self.seconds = 0, 0.0
+
+    def _optimizer(self, module: torch.nn.Module) -> torch.optim.AdamW:
+        config = self.config
+        return torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+
+    @property
+    def progress(self) -> float:
+        """Share of the minutes or updates that is over."""
+        updates = 0.0 if self.config.updates is None else self.updates / self.config.updates
+        return max(updates, self.seconds / (60 * self.config.minutes))
+
+    @property
+    def finished(self) -> bool:
+        return self.progress >= 1
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Losses of the policy by name, weighted, and the discriminator's, if there is one."""
+        features, posterior, _ = self.policy(batch.observations, batch.state, batch.is_first)
+        acts = batch.valid & ~batch.is_last
+        losses = {"action": self.policy.head.loss(features[acts], batch.actions[acts]).mean()}
+        if self.config.reconstruction == "none":
+            return losses, None
+        config, perception = self.config, self.policy.perception
+        chosen = torch.randperm(acts.numel())[: config.pictures]
+        posterior = posterior.flatten(0, 1)[chosen]
+        pictures = {name: batch.observations[name].flatten(0, 1)[chosen] for name in perception.names}
+        prior = torch.stack([torch.zeros_like(posterior[..., 0, :]), torch.ones_like(posterior[..., 1, :])], -2)
+        weighted = {"kl": config.kl * perception.latent.kl(posterior, prior).mean()}
+        own = None
+        if self.vae_gan is None:
+            latent = perception.latent.sample(posterior)
+            weighted["pixels"] = perception.reconstruction_loss(latent, pictures).mean()
+        else:
+            found, own = self.vae_gan.losses(posterior, pictures)
+            weighted |= {"features": found["features"], "adversarial": config.adversarial * found["adversarial"]}
+        return losses | {name: config.reconstruction_weight * loss for name, loss in weighted.items()}, own
+
+    def iterate(self) -> dict[str, float]:
+        """An update; returns its losses.
+
+        Raises:
+            ArithmeticError: a loss or gradient that is not finite.
+            RunError: recorded values that the specs do not have, with episode and step.
+        """
+        start = CLOCKS[self.config.clock]()
+        batch, _ = self.source.sample(self.updates)
+        self.policy.update_statistics(batch.observations)
+        losses, own = self.losses(batch)
+        metrics = {name: float(loss.detach()) for name, loss in losses.items()}
+        policy_loss = sum(losses.values(), torch.zeros(()))
+        pending = {"policy": self._gradients(self.policy, policy_loss)}
+        if own is not None and self.vae_gan is not None:
+            metrics["discriminator"] = float(own.detach())
+            pending["discriminator"] = self._gradients(self.vae_gan.discriminator, own)
+        for name, parameters in pending.items():
+            metrics[f"{name}_grad_norm"] = self._step(name, parameters)
+        self.updates += 1
+        self.seconds += CLOCKS[self.config.clock]() - start
+        return metrics
+
+    def _gradients(self, module: torch.nn.Module, loss: Tensor) -> list[torch.nn.Parameter]:
+        """Parameters with the gradient of ``loss``; other modules get none, and so keep theirs."""
+        parameters = list(module.parameters())
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return parameters
+
+    def _step(self, name: str, parameters: list[torch.nn.Parameter]) -> float:
+        """A step of one optimizer; returns the norm of the gradient."""
+        config = self.config
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        if not bool(norm.isfinite()):
+            raise ArithmeticError(
+                f"the gradient of the {name} is {float(norm)} after {self.updates:,} updates: try a smaller lr than "
+                f"{config.lr}"
+            )
+        falling = min(1.0, max(0.02, (1 - self.progress) / config.cooldown))
+        for group in self.optimizers[name].param_groups:
+            group["lr"] = config.lr * min(1.0, (self.updates + 1) / config.warmup) * falling
+        self.optimizers[name].step()
+        return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For ``Run.save``: parts by name."""
+        saved: dict[str, Any] = {"policy": self.policy.state_dict()}
+        if self.vae_gan is not None:
+            saved["discriminator"] = self.vae_gan.discriminator.state_dict()
+        saved |= {f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        trainer = {"updates": self.updates, "seconds": self.seconds, "random": {"torch": torch.get_rng_state()}}
+        return saved | {"trainer": trainer | {"source": self.source.state_dict()}}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(saved["policy"])
+        if self.vae_gan is not None:
+            self.vae_gan.discriminator.load_state_dict(saved["discriminator"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved[f"{name}_optimizer"])
+        self.updates, self.seconds = int(saved["trainer"]["updates"]), float(saved["trainer"]["seconds"])
+        torch.set_rng_state(saved["trainer"]["random"]["torch"])
+        self.source.load_state_dict(saved["trainer"]["source"])
