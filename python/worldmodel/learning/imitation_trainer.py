@@ -6,12 +6,15 @@ encoder; a reconstruction of some of the pictures keeps in z_t what the few acti
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from worldmodel.data.batch import Batch
+from worldmodel.data.datasets import RecordedSource
+from worldmodel.data.selection import SelectedEpisodes, open_episodes
 from worldmodel.data.source import Source
 from worldmodel.learning.token_trainer import CLOCKS
 from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
@@ -27,6 +30,8 @@ class ImitationTrainConfig(Checked):
 
     Attributes:
         policy: its networks.
+        batch_size: rows per update.
+        window: steps of a row.
         reconstruction: of pictures, by a discriminator's features, by squared error of pixels, or none.
         pictures: per update that are reconstructed.
         reconstruction_weight: of that loss, per picture, beside nats per action.
@@ -44,6 +49,8 @@ class ImitationTrainConfig(Checked):
     """
 
     policy: ImitationConfig = ImitationConfig()  # noqa: RUF009
+    batch_size: Size = 16
+    window: Annotated[int, Bounds(2, 2**20)] = 32
     reconstruction: Reconstruction = "vae_gan"
     pictures: Size = 32
     reconstruction_weight: Weight = 5e-4
@@ -60,12 +67,17 @@ class ImitationTrainConfig(Checked):
     seed: Seed = 0
 
 
+def demonstrations(path: Path, config: ImitationTrainConfig) -> RecordedSource:
+    """Batches of recorded episodes, as ``train --data`` reads them; the raises of ``open_episodes`` as well."""
+    return RecordedSource(SelectedEpisodes(open_episodes(path)), config.batch_size, config.window, config.seed)
+
+
 class ImitationTrainer:
     """Trains on batches of a source.
 
     Args:
         config: of the training.
-        source: of recorded episodes.
+        source: such as ``demonstrations``.
 
     Raises:
         ConfigurationError: as ``ImitationPolicy``.
