@@ -172,7 +172,7 @@ def record_demonstrations(
         config: of the arms.
         noise: deviation of the turns, as a share of the largest.
         seed: of tables, detours and noise.
-        batch: arms at once.
+        batch: arms at once, at most.
     """
     random = np.random.default_rng(seed)
     observation_spec, action_spec = arm_specs(config)
@@ -180,7 +180,7 @@ def record_demonstrations(
     with EpisodeWriter(path, observation_spec, action_spec, about) as writer:
         left = episodes
         while left:
-            worlds = ArmWorlds(batch, config, random)
+            worlds = ArmWorlds(min(batch, left + left // 10 + 1), config, random)
             expert = Expert(worlds, random)
             seen: list[dict[str, np.ndarray]] = []
             commands: list[np.ndarray] = []

@@ -74,7 +74,7 @@ def _bars(axes: Any, success: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_xlim(0, 100)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("episodes with success, %")
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.1), ncols=3, columnspacing=0.8)
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def film(shown: Mapping[str, Shown], path: Path) -> Path:

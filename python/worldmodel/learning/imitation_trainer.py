@@ -34,14 +34,15 @@ class ImitationTrainConfig(Checked):
         window: steps of a row.
         reconstruction: of pictures, by a discriminator's features, by squared error of pixels, or none.
         pictures: per update that are reconstructed.
-        reconstruction_weight: of that loss, per picture, beside nats per action.
-        kl: weight of the latents' KL from a standard normal, within the reconstruction.
-        adversarial: weight of deceiving the discriminator, within the reconstruction.
+        reconstruction_weight: of that loss, per picture, beside nats per action, for the encoder.
+        kl: weight of the latents' KL from a standard normal, beside the squared error of pixels.
+        features: weight of the error of the discriminator's features, beside that of pixels.
+        adversarial: weight of deceiving the discriminator, beside the error of pixels.
+        max_grad_norm: of the gradients of policy, decoder and discriminator, each.
         lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
         warmup: updates.
         cooldown: last share of the training, in which the rate falls.
         weight_decay: of AdamW.
-        max_grad_norm: of all gradients together.
         minutes: of training.
         clock: of ``minutes``, "wall", or "cpu" for processor time.
         updates: at most, if given.
@@ -53,9 +54,10 @@ class ImitationTrainConfig(Checked):
     window: Annotated[int, Bounds(2, 2**20)] = 32
     reconstruction: Reconstruction = "vae_gan"
     pictures: Size = 32
-    reconstruction_weight: Weight = 5e-4
+    reconstruction_weight: Weight = 0.01
     kl: Weight = 0.01
-    adversarial: Weight = 1.0
+    features: Weight = 0.1
+    adversarial: Weight = 0.2
     lr: Annotated[float, Bounds(0, 10, above=True)] = 1e-3
     warmup: Limit = 50
     cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.5
@@ -92,17 +94,23 @@ class ImitationTrainer:
         torch.manual_seed(config.seed)
         self.config, self.source = config, source
         self.policy = ImitationPolicy(source.observation_spec, source.action_spec, config.policy)
-        self.optimizers = {"policy": self._optimizer(self.policy)}
+        decoder = self.policy.decoder_parameters()
+        drawing = {id(parameter) for parameter in decoder}
+        acting = [parameter for parameter in self.policy.parameters() if id(parameter) not in drawing]
+        # Apart, as the gradient of an exact action's density is a hundred times that of a picture.
+        self.optimizers = {"policy": self._optimizer(acting)}
+        if config.reconstruction != "none":
+            self.optimizers["decoder"] = self._optimizer(decoder)
         self.vae_gan: VaeGan | None = None
         if config.reconstruction == "vae_gan":
             pictures = config.policy.pictures
             self.vae_gan = VaeGan(self.policy.perception, pictures.image_channels, pictures.image_stride)
-            self.optimizers["discriminator"] = self._optimizer(self.vae_gan.discriminator)
+            self.optimizers["discriminator"] = self._optimizer(list(self.vae_gan.discriminator.parameters()))
         self.updates, self.seconds = 0, 0.0
 
-    def _optimizer(self, module: torch.nn.Module) -> torch.optim.AdamW:
+    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
         config = self.config
-        return torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
 
     @property
     def progress(self) -> float:
@@ -126,15 +134,18 @@ class ImitationTrainer:
         posterior = posterior.flatten(0, 1)[chosen]
         pictures = {name: batch.observations[name].flatten(0, 1)[chosen] for name in perception.names}
         prior = torch.stack([torch.zeros_like(posterior[..., 0, :]), torch.ones_like(posterior[..., 1, :])], -2)
-        weighted = {"kl": config.kl * perception.latent.kl(posterior, prior).mean()}
-        own = None
+        losses["kl"] = config.reconstruction_weight * config.kl * perception.latent.kl(posterior, prior).mean()
+        # The decoder gets the whole gradient, the encoder its share beside that of the actions.
+        latent = perception.latent.sample(posterior)
+        latent = latent.detach().lerp(latent, config.reconstruction_weight)
         if self.vae_gan is None:
-            latent = perception.latent.sample(posterior)
-            weighted["pixels"] = perception.reconstruction_loss(latent, pictures).mean()
-        else:
-            found, own = self.vae_gan.losses(posterior, pictures)
-            weighted |= {"features": found["features"], "adversarial": config.adversarial * found["adversarial"]}
-        return losses | {name: config.reconstruction_weight * loss for name, loss in weighted.items()}, own
+            return losses | {"pixels": perception.reconstruction_loss(latent, pictures).mean()}, None
+        found, own = self.vae_gan.losses(latent, pictures)
+        found["features"], found["adversarial"] = (
+            config.features * found["features"],
+            config.adversarial * found["adversarial"],
+        )
+        return losses | found, own
 
     def iterate(self) -> dict[str, float]:
         """An update; returns its losses.
@@ -148,38 +159,36 @@ class ImitationTrainer:
         self.policy.update_statistics(batch.observations)
         losses, own = self.losses(batch)
         metrics = {name: float(loss.detach()) for name, loss in losses.items()}
-        policy_loss = sum(losses.values(), torch.zeros(()))
-        pending = {"policy": self._gradients(self.policy, policy_loss)}
+        self._set_gradients(list(self.policy.parameters()), sum(losses.values(), torch.zeros(())))
         if own is not None and self.vae_gan is not None:
             metrics["discriminator"] = float(own.detach())
-            pending["discriminator"] = self._gradients(self.vae_gan.discriminator, own)
-        for name, parameters in pending.items():
-            metrics[f"{name}_grad_norm"] = self._step(name, parameters)
+            self._set_gradients(list(self.vae_gan.discriminator.parameters()), own)
+        for name in self.optimizers:
+            metrics[f"{name}_grad_norm"] = self._step(name)
         self.updates += 1
         self.seconds += CLOCKS[self.config.clock]() - start
         return metrics
 
-    def _gradients(self, module: torch.nn.Module, loss: Tensor) -> list[torch.nn.Parameter]:
-        """Parameters with the gradient of ``loss``; other modules get none, and so keep theirs."""
-        parameters = list(module.parameters())
+    @staticmethod
+    def _set_gradients(parameters: list[torch.nn.Parameter], loss: Tensor) -> None:
+        """Of ``loss``, into ``parameters`` alone."""
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        return parameters
 
-    def _step(self, name: str, parameters: list[torch.nn.Parameter]) -> float:
+    def _step(self, name: str) -> float:
         """A step of one optimizer; returns the norm of the gradient."""
-        config = self.config
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        config, optimizer = self.config, self.optimizers[name]
+        norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
         if not bool(norm.isfinite()):
             raise ArithmeticError(
                 f"the gradient of the {name} is {float(norm)} after {self.updates:,} updates: try a smaller lr than "
                 f"{config.lr}"
             )
         falling = min(1.0, max(0.02, (1 - self.progress) / config.cooldown))
-        for group in self.optimizers[name].param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (self.updates + 1) / config.warmup) * falling
-        self.optimizers[name].step()
+        optimizer.step()
         return float(norm)
 
     def state_dict(self) -> dict[str, Any]:

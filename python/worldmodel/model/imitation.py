@@ -9,15 +9,15 @@ After Rahmatizadeh et al. 2018, arXiv 1707.02920, who clone the behaviour of a r
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.model.blocks import LSTMBlock
-from worldmodel.model.codecs import StandardisedCodec, build_codec
+from worldmodel.model.blocks import ScanBlock
+from worldmodel.model.codecs import ImageCodec, StandardisedCodec, build_codec
 from worldmodel.model.latents import GaussianConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.mixture_density import MeanConfig, MixtureDensityConfig
@@ -28,6 +28,7 @@ from worldmodel.runs.fields import Checked, ConfigurationError, Size
 _PICTURES = PerceptionConfig(
     GaussianConfig(size=64, min_std=0.01), hidden=256, image_channels=32, image_stride=4, upsampling="transposed"
 )
+_QUIET = -3.0  # before softplus: a deviation of about 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +38,13 @@ class ImitationConfig(Checked):
     Attributes:
         pictures: perception of all modalities that are pictures; its latents are normal.
         hidden: width of the layer in which latents, task and joints meet.
-        memory: blocks with skip connections, by default three LSTM layers.
+        memory: blocks with skip connections, by default three selective scans; the source has LSTM layers.
         head: density of actions.
     """
 
     pictures: PerceptionConfig = _PICTURES
     hidden: Size = 256
-    memory: MemoryConfig = MemoryConfig(width=128, blocks=(LSTMBlock(),) * 3)  # noqa: RUF009
+    memory: MemoryConfig = MemoryConfig(width=128, blocks=(ScanBlock(),) * 3)  # noqa: RUF009
     head: MixtureDensityConfig | MeanConfig = MixtureDensityConfig()  # noqa: RUF009
 
 
@@ -88,6 +89,8 @@ class ImitationPolicy(nn.Module):
                 f"ImitationPolicy: latents are {config.pictures.latent.kind}, expected gaussian ones, of an autoencoder"
             )
         self.perception = Perception(ObservationSpec(pictures), config.pictures)
+        # Of noise as large as the latents, a decoder learns nothing.
+        cast(nn.Linear, self.perception.encoder[-1]).bias.data[config.pictures.latent.size :] = _QUIET
         self.others = [name for name in modalities if name not in pictures]
         codecs = [build_codec(modalities[name], config.hidden, 1) for name in self.others]
         for codec in codecs:
@@ -112,6 +115,12 @@ class ImitationPolicy(nn.Module):
         posterior = self.perception(observations)
         features, state = self.memory(self._entry(posterior, observations), state, reset)
         return self.memory.pool(features), posterior, state
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Of what draws pictures from latents, which no action depends on."""
+        images = [cast(ImageCodec, codec) for codec in self.perception.codecs]
+        parts = [self.perception.decoder, *(part for image in images for part in (image.expand, image.decoder))]
+        return [parameter for part in parts for parameter in part.parameters()]
 
     @torch.no_grad()
     def act(

@@ -6,6 +6,8 @@ pictures from reconstructions learns to. With D_l(x), the features before the la
     reconstruction   ½ |D_l(x) - D_l(x̃)|²,  x̃ = Dec(z), z ~ Enc(x)
     discriminator    -log D(x) - log(1 - D(x̃)) - log(1 - D(Dec(z_p))),  z_p ~ N(0, 1)
     decoder          the reconstruction, and -log D of both fakes
+
+The squared error of pixels stays beside: a discriminator takes long to have features.
 """
 
 from collections.abc import Mapping
@@ -61,26 +63,27 @@ class VaeGan(nn.Module):
         self.perception = perception
         self.discriminator = Discriminator(perception.spec, channels, stride)
 
-    def losses(self, posterior: Tensor, observations: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, latent: Tensor, observations: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Means over pictures: of the perception's losses, and of the discriminator's.
 
         Args:
-            posterior: of the pictures, (pictures, *parameter shape).
+            latent: samples of the pictures' posteriors, (pictures, *latent shape).
             observations: the pictures, uint8 (pictures, ...) by name.
 
         Returns:
-            "features" and "adversarial" of the perception, and the discriminator's loss; the gradient of each into the
-            other is to be thrown away.
+            "pixels", "features" and "adversarial" of the perception, and the discriminator's loss; the gradient of each
+            into the other is to be thrown away.
         """
         perception, discriminator = self.perception, self.discriminator
-        latent = perception.latent.sample(posterior)
         codecs = zip(perception.names, perception.codecs, strict=True)
         real = {name: cast(ImageCodec, codec).scaled(observations[name]) for name, codec in codecs}
         reconstructed = perception.decode(latent)
+        pixels = torch.stack([(reconstructed[name] - real[name]).square().sum((1, 2, 3)) for name in real]).sum(0)
         seen, real_logits = discriminator(real)
         fake_features, _ = discriminator(reconstructed)
-        features = 0.5 * (fake_features - seen.detach()).square().sum(-1).mean()
+        features = 0.5 * (fake_features - seen.detach()).square().sum(-1)
         # The adversary is the decoder's, not the encoder's.
         _, fakes = discriminator(perception.decode(torch.cat([latent.detach(), torch.randn_like(latent)])))
         own = F.softplus(-real_logits).mean() + 2 * F.softplus(fakes).mean()
-        return {"features": features, "adversarial": 2 * F.softplus(-fakes).mean()}, own
+        losses = {"pixels": pixels.mean(), "features": features.mean(), "adversarial": 2 * F.softplus(-fakes).mean()}
+        return losses, own
