@@ -21,7 +21,7 @@ def test_it_is_the_product_of_the_entries_mixtures():
     expected = normals.log_prob(actions).sum(-1)
     torch.testing.assert_close(model.log_prob(features, actions), expected)
     torch.testing.assert_close(model.loss(features, actions), -expected)
-    assert mixture.mean.shape == (6, 3, 4) and (mixture.std >= 0.03).all()
+    assert mixture.mean.shape == (6, 3, 4) and (mixture.std >= 0.05).all()
 
 
 def test_it_integrates_to_one():

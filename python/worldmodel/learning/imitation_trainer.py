@@ -58,7 +58,7 @@ class ImitationTrainConfig(Checked):
     kl: Weight = 0.01
     features: Weight = 0.1
     adversarial: Weight = 0.2
-    lr: Annotated[float, Bounds(0, 10, above=True)] = 1e-3
+    lr: Annotated[float, Bounds(0, 10, above=True)] = 2e-3
     warmup: Limit = 50
     cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.5
     weight_decay: Share = 0.01

@@ -29,7 +29,7 @@ class MixtureDensityConfig(Checked):
     kind: ClassVar[str] = "mixture"
     components: Size = 6
     hidden: Size = 64
-    min_std: Annotated[float, Bounds(0, 1000, above=True)] = 0.03
+    min_std: Annotated[float, Bounds(0, 1000, above=True)] = 0.05
 
     def build(self, inputs: int, entries: int) -> "MixtureDensity":
         return MixtureDensity(inputs, entries, self)
