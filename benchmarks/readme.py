@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imitation
 import local_attention_speed
 import models
 import place_memory_speed
@@ -44,7 +45,17 @@ Results = dict[Path, dict[str, Any]]
 RESULTS = ROOT / "benchmarks" / "results"
 CPU_RESULT = RESULTS / "scan_speed_cpu.json"
 PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
-DOCS = ("architecture", "benchmarks", "planning", "radar", "results", "transformers", "world_model", "worlds")
+DOCS = (
+    "architecture",
+    "benchmarks",
+    "imitation",
+    "planning",
+    "radar",
+    "results",
+    "transformers",
+    "world_model",
+    "worlds",
+)
 SPEED_GROUPS = ("forward, 2,048 steps", "training, 512 steps")
 KERNEL_SOURCES = {
     "cpu": "csrc/cpu/{op}/*.cpp",
@@ -235,6 +246,14 @@ def worlds_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
+def imitation_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("imitation", results).values():
+        about = f"{environment.summary(result['environment'])}; one thread."
+        lines += [imitation.report(result["rows"]), "", about, ""]
+    return _text(lines)
+
+
 def planning_part(results: Results, page: Path) -> str:
     lines = []
     for result in of("planning", results).values():
@@ -345,6 +364,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "results": full_part,
     "conv-lstm": conv_lstm_part,
     "conv-lstm-results": conv_lstm_results_part,
+    "imitation": imitation_part,
     "planning": planning_part,
     "radar": radar_part,
     "radar-league": functools.partial(radar_part, sections=("league",)),

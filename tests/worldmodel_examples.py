@@ -10,6 +10,7 @@ from worldmodel.model.blocks import (
     DeltaBlock,
     GatedConvBlock,
     GRUBlock,
+    LSTMBlock,
     Mamba2Block,
     Mamba3Block,
     RotaryScanBlock,
@@ -63,6 +64,7 @@ MEMORIES = {
     "none": MemoryConfig(16, (GatedConvBlock(d_conv=1),)),
     "conv_lstm": MemoryConfig(24, (ConvLSTMBlock((2, 3)),)),
     "gru": MemoryConfig(16, (GRUBlock(), GRUBlock())),
+    "lstm": MemoryConfig(16, (LSTMBlock(),)),
     "hybrid": MemoryConfig(24, (ROTARY, ConvLSTMBlock((2, 3)), CustomBlock("worldmodel.model.blocks:GRU"))),
     "block_scan": MemoryConfig(
         16,

@@ -66,8 +66,8 @@ class Broken(Leaky):
 def test_a_memory_as_json_comes_back_as_it_was(name: str) -> None:
     told = json.loads(json.dumps(to_json(MEMORIES[name])))
     assert from_json(MemoryConfig, told) == MEMORIES[name]
-    other = {**told, "blocks": [*told["blocks"][:-1], {"kind": "lstm"}]}
-    with pytest.raises(ConfigurationError, match=r"blocks\.\d is of kind 'lstm', expected a kind among rotary_scan, "):
+    other = {**told, "blocks": [*told["blocks"][:-1], {"kind": "rnn"}]}
+    with pytest.raises(ConfigurationError, match=r"blocks\.\d is of kind 'rnn', expected a kind among rotary_scan, "):
         from_json(MemoryConfig, other)
 
 
@@ -130,7 +130,7 @@ def test_kinds_on_the_command_line_keep_what_the_preset_says_of_them() -> None:
 @pytest.mark.parametrize(
     ("memory", "latent", "message"),
     [
-        ("lstm", None, "--memory has 'lstm', expected rotary_scan, scan, .*, memory_attention, place, none or module"),
+        ("rnn", None, "--memory has 'rnn', expected rotary_scan, scan, .*, memory_attention, place, none or module"),
         ("", None, "--memory has '', expected"),
         ("gru*0", None, r"--memory has 'gru\*0', expected KIND\*N with N from 1 to 256"),
         ("gru*two", None, r"expected KIND\*N"),

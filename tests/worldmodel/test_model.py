@@ -139,6 +139,7 @@ def test_forgetting_is_what_tells_the_memories_apart():
         "delta": remembers,
         "conv_lstm": remembers,
         "gru": remembers,
+        "lstm": remembers,
         "hybrid": remembers,
         "gated_conv": [True, True, False],
         "none": [True, False, False],

@@ -189,7 +189,7 @@ def test_options_that_contradict_each_other_are_one_line(
         ("train --steps 1e3", "--steps is '1e3', expected a whole number"),
         ("imagine run --fps fast", "--fps is 'fast', expected a number"),
         ("demo memory --secnds 3", "did you mean --seconds?"),
-        ("demo memroy", "there is no demonstration 'memroy', expected memory, worlds, radar or plan"),
+        ("demo memroy", "there is no demonstration 'memroy', expected memory, worlds, radar, plan or arm"),
     ],
 )
 @pytest.mark.parametrize("columns", ["40", None])

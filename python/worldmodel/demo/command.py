@@ -43,7 +43,7 @@ class MemoryDemoOptions(Checked):
 def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
     """``python -m worldmodel demo NAME``; raises ConfigurationError for an unknown name."""
     if not arguments or arguments[0].startswith("-"):
-        print("usage: python -m worldmodel demo memory|worlds|radar|plan [options]\n")
+        print("usage: python -m worldmodel demo memory|worlds|radar|plan|arm [options]\n")
         print("`demo NAME --help` explains the options.")
         return 0 if arguments else 2
     if arguments[0] == "memory":
@@ -60,8 +60,13 @@ def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
         from worldmodel.demo.plan import PlanDemoOptions, run_plan
 
         print(run_plan(parse(PlanDemoOptions, arguments[1:], "demo plan")))
+    elif arguments[0] == "arm":
+        from worldmodel.demo.arm import ArmDemoOptions, run_arm
+
+        print(run_arm(parse(ArmDemoOptions, arguments[1:], "demo arm")))
     else:
-        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory, worlds, radar or plan")
+        expected = "memory, worlds, radar, plan or arm"
+        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected {expected}")
     return 0
 
 

@@ -13,7 +13,7 @@ from wmkernels.nn import GatedDeltaNet, Mamba, Mamba2, Mamba3, RotaryMamba
 from worldmodel.model.block import Block, check_heads, check_inner
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.place_block import PlaceBlock
-from worldmodel.model.recurrent import GRU, GatedConv, MapLSTM, TokenAttention
+from worldmodel.model.recurrent import GRU, LSTM, GatedConv, MapLSTM, TokenAttention
 from worldmodel.model.token_blocks import BlockScanBlock, LocalAttentionBlock, MemoryAttentionBlock
 from worldmodel.runs.fields import Bounds, ConfigurationError, Size
 
@@ -235,6 +235,16 @@ class GRUBlock(Block):
 
 
 @dataclasses.dataclass(frozen=True)
+class LSTMBlock(Block):
+    """An LSTM layer."""
+
+    kind: ClassVar[str] = "lstm"
+
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
+        return LSTM(width)
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenAttentionBlock(Block):
     """Attention among the tokens of a step.
 
@@ -264,6 +274,7 @@ BlockConfig = (
     | GatedConvBlock
     | ConvLSTMBlock
     | GRUBlock
+    | LSTMBlock
     | TokenAttentionBlock
     | BlockScanBlock
     | LocalAttentionBlock

@@ -273,7 +273,7 @@ class ImageCodec(nn.Module):
 
     def encode(self, modality: Tensor) -> Tensor:
         if self.norm is None:
-            return self.encode_planes(self._scaled(modality))
+            return self.encode_planes(self.scaled(modality))
         pixels = self.norm(modality.flatten(1))  # whose mean has the weights' type
         return self.encode_planes(pixels.unflatten(1, self.shape).movedim(-1, 1))
 
@@ -286,12 +286,13 @@ class ImageCodec(nn.Module):
         return self.decoder(self.expand(features).unflatten(-1, self.small))
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        return (prediction - self._scaled(modality)).square().sum((1, 2, 3))
+        return (prediction - self.scaled(modality)).square().sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
         return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
-    def _scaled(self, modality: Tensor) -> Tensor:
+    def scaled(self, modality: Tensor) -> Tensor:
+        """Pixels (steps, *shape) -> planes from -0.5 to 0.5, channels first."""
         return modality.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
 
 

@@ -3,6 +3,7 @@
 A module maps (batch, time, width) to the same shape; its state is a flat dict of tensors, batch first.
 """
 
+import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -86,17 +87,16 @@ class MapLSTM(nn.Module):
         return outputs.flatten(-3), {"hidden": hidden[0], "cell": cell[0]}
 
 
-class GRU(nn.Module):
-    """A GRU (Cho et al. 2014) with resets: a loop over time, as a baseline."""
+class CellLoop(nn.Module, abc.ABC):
+    """A recurrent cell in a loop over time, with resets."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.cell = nn.GRUCell(width, width)
+    @abc.abstractmethod
+    def init_state(self, batch_size: int) -> State: ...
 
-    def init_state(self, batch_size: int) -> State:
-        weight = self.cell.weight_hh
-        return {"hidden": torch.zeros(batch_size, self.width, device=weight.device, dtype=weight.dtype)}
+    @abc.abstractmethod
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]: ...
 
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
@@ -110,14 +110,51 @@ class GRU(nn.Module):
             return torch.zeros_like(inputs), {name: x.clone() for name, x in carried.items()}
         return torch.stack(outputs, 1), dict(carried)
 
+    def _started(self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None) -> Mapping[str, Tensor]:
+        """The state, zero where ``reset``."""
+        carried = self.init_state(input.shape[0]) if state is None else state
+        if reset is None:
+            return carried
+        return {name: value.masked_fill(reset[:, None], 0) for name, value in carried.items()}
+
+
+class GRU(CellLoop):
+    """A GRU (Cho et al. 2014) with resets: a loop over time, as a baseline."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.cell = nn.GRUCell(width, width)
+
+    def init_state(self, batch_size: int) -> State:
+        weight = self.cell.weight_hh
+        return {"hidden": torch.zeros(batch_size, self.width, device=weight.device, dtype=weight.dtype)}
+
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        hidden = (self.init_state(input.shape[0]) if state is None else state)["hidden"]
-        if reset is not None:
-            hidden = hidden.masked_fill(reset[:, None], 0)
-        hidden = self.cell(input, hidden)
+        hidden = self.cell(input, self._started(input, state, reset)["hidden"])
         return hidden, {"hidden": hidden}
+
+
+class LSTM(CellLoop):
+    """An LSTM (Hochreiter & Schmidhuber 1997) with resets: a loop over time, as a baseline."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.cell = nn.LSTMCell(width, width)
+
+    def init_state(self, batch_size: int) -> State:
+        zeros = self.cell.weight_hh.new_zeros(batch_size, self.width)
+        return {"hidden": zeros, "cell": zeros.clone()}
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        carried = self._started(input, state, reset)
+        hidden, cell = self.cell(input, (carried["hidden"], carried["cell"]))
+        return hidden, {"hidden": hidden, "cell": cell}
 
 
 class TokenAttention(nn.Module):

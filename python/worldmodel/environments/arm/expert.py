@@ -48,7 +48,10 @@ class Expert:
         there = np.linalg.norm(hands - self._places[rows, self._next], axis=1) < _REACHED
         there &= worlds.closed == self._closed[rows, self._next]
         self._next = np.minimum(self._next + there, _PLACES - 1)
-        closed, way = self._closed[rows, self._next], self._places[rows, self._next] - hands
+        place, before = self._places[rows, self._next], self._places[rows, self._next - (self._next > 0)]
+        closed, way = self._closed[rows, self._next], place - hands
+        sinks = (before[:, 1] == _ABOVE) & (place[:, 1] < _ABOVE)
+        way[sinks & (np.abs(way[:, 0]) > _REACHED), 1] = 0  # a block may be beside
         way = way * (_SPEED / np.linalg.norm(way, axis=1).clip(_SPEED))[:, None]
         turns = (angles_for(hands + way) - worlds.angles) / MOST_TURN
         turns = turns / np.abs(turns).max(1).clip(1)[:, None]

@@ -91,11 +91,16 @@ class Arm(gymnasium.Env[Any, Any]):
         return pictures(self.worlds, 256)[0]
 
     def _observation(self) -> dict[str, Any]:
-        worlds = self.worlds
-        seen = {"picture": pictures(worlds, SIDE)[0], "task": np.int64(worlds.task[0])}
-        if self.config.joints:
-            seen["joints"] = np.append(worlds.angles[0], worlds.opening[0] / OPEN).astype(np.float32)
-        return seen
+        seen = {name: array[0] for name, array in observed(self.worlds).items()}
+        return seen | {"task": np.int64(seen["task"])}
+
+
+def observed(worlds: ArmWorlds) -> dict[str, np.ndarray]:
+    """What ``Arm`` observes, of many: the picture, the task and, where they are observed, the joints, (batch, ...)."""
+    seen = {"picture": pictures(worlds, SIDE), "task": worlds.task}
+    if worlds.config.joints:
+        seen["joints"] = np.concatenate([worlds.angles, worlds.opening[:, None] / OPEN], 1).astype(np.float32)
+    return seen
 
 
 register(gymnasium, "worldmodel.environments.arm.game:Arm")

@@ -15,13 +15,18 @@ def pictures(worlds: ArmWorlds, side: int) -> np.ndarray:
     """The tables, uint8 (batch, side, side, 3)."""
     axis = (np.arange(side) + 0.5) / side
     x, y = axis[None, None, :], (1 + _FLOOR - axis)[None, :, None]
-    canvas = np.empty((worlds.batch, side, side, 3))
-    canvas[:] = _BACKGROUND
+    canvas = np.empty((3, worlds.batch, side, side), np.float32)
+    canvas[:] = np.reshape(_BACKGROUND, (3, 1, 1, 1))
 
     def paint(distance: np.ndarray, colour: tuple[int, int, int]) -> None:
         """``distance`` to a shape's edge, negative within, (batch, side, side)."""
-        share = (0.5 - distance * side).clip(0, 1)[..., None]
-        canvas[:] += share * (np.array(colour) - canvas)
+        share = (0.5 - distance * side).clip(0, 1).astype(np.float32)
+        rows, lines = (np.flatnonzero(share.any(axes)) for axes in ((1, 2), (0, 2)))
+        if not len(rows):
+            return
+        within = (slice(rows[0], rows[-1] + 1), slice(lines[0], lines[-1] + 1))  # most of a picture stays as it is
+        for plane, value in zip(canvas, colour, strict=True):
+            plane[within] += share[within] * (value - plane[within])
 
     def box(middle: np.ndarray, half: "np.ndarray | tuple[float, float]") -> np.ndarray:
         return np.maximum(np.abs(x - _at(middle[..., 0])) - half[0], np.abs(y - _at(middle[..., 1])) - half[1])
@@ -45,7 +50,7 @@ def pictures(worlds: ArmWorlds, side: int) -> np.ndarray:
     paint(np.maximum(np.abs(x - _at(palm[:, 0])) - _at(worlds.opening), np.abs(y - _at(palm[:, 1])) - 0.012), _ARM)
     for finger in range(2):
         paint(box(fingers[:, finger], (FINGER[0], FINGER[1])), _ARM)
-    return canvas.round().astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(canvas.round().astype(np.uint8), 0, -1))
 
 
 def _at(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,228 @@
+"""Imitation of the arm's expert, beside what leaves out one part of it, and beside no learning.
+
+    python benchmarks/imitation.py --seeds 5,6,7                         # all rows; those that exist are kept
+    python benchmarks/imitation.py --methods imitation,squared --seeds 0 --minutes 2 --json /tmp/imitation.json
+    python benchmarks/imitation.py --report                              # the table
+
+A row is of one method and seed, of demonstrations, weights and tables alike, and is written as soon as it is measured:
+a run that was interrupted goes on. Minutes are CPU time of one thread. A success is the environment's, within 100
+steps. "single task" is four policies, each with a quarter of the demonstrations and of the minutes.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness import environment, tables
+from worldmodel.acting.arm_episodes import (
+    Actor,
+    Performed,
+    PolicyActor,
+    expert_actor,
+    mean_command_actor,
+    random_actor,
+    record_demonstrations,
+    success_by_task,
+)
+from worldmodel.data.datasets import EpisodeFile
+from worldmodel.environments.arm.worlds import TASKS, ArmConfig
+from worldmodel.learning.imitation_trainer import ImitationTrainConfig, ImitationTrainer, demonstrations
+from worldmodel.model.blocks import LSTMBlock, ScanBlock
+from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
+from worldmodel.model.memory import MemoryConfig
+from worldmodel.model.mixture_density import MeanConfig
+
+RESULT = Path(__file__).resolve().parent / "results" / "imitation_cpu.json"
+CPU = torch.device("cpu")
+BASELINES = ("random", "mean command", "expert")
+POLICY = ImitationConfig()
+MEMORY = {
+    name: dataclasses.replace(POLICY, memory=MemoryConfig(POLICY.memory.width, (block,) * 3))
+    for name, block in (("LSTM", LSTMBlock()), ("scan", ScanBlock()))
+}
+LEARNED: dict[str, dict[str, Any]] = {  # settings of the training
+    "imitation": {},
+    "single task": {},
+    "VAE": {"reconstruction": "vae"},
+    "no reconstruction": {"reconstruction": "none"},
+    "squared error": {"policy": dataclasses.replace(POLICY, head=MeanConfig())},
+    **{name: {"policy": policy} for name, policy in MEMORY.items() if policy != POLICY},
+}
+METHODS = (*BASELINES, *LEARNED)
+TABLES = 10_000  # added to the seed of tables that are tried, which no demonstration has
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Of what learns.
+
+    Attributes:
+        minutes: of CPU time.
+        demonstrations: recorded episodes.
+        noise: of what is executed while they are.
+        joints: whether the joints are observed.
+    """
+
+    minutes: float
+    demonstrations: int
+    noise: float
+    joints: bool
+
+    def arm(self, task: str = "any") -> ArmConfig:
+        return ArmConfig(task=task, joints=self.joints)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def recorded(training: Training, seed: int, task: str = "any") -> Iterator[Path]:
+    """A file of demonstrations."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "demonstrations.npz"
+        count = training.demonstrations if task == "any" else training.demonstrations // len(TASKS)
+        record_demonstrations(path, count, training.arm(task), noise=training.noise, seed=seed)
+        yield path
+
+
+def learn(method: str, seed: int, training: Training, task: str = "any") -> tuple[ImitationPolicy, dict[str, Any]]:
+    """A policy, and what its training measured."""
+    minutes = training.minutes if task == "any" else training.minutes / len(TASKS)
+    config = ImitationTrainConfig(**{"minutes": minutes, "clock": "cpu", "seed": seed, **LEARNED[method]})
+    with recorded(training, seed, task) as path:
+        trainer = ImitationTrainer(config, demonstrations(path, config))
+        found: list[dict[str, float]] = []
+        said = 0.0
+        while not trainer.finished:
+            found.append(trainer.iterate())
+            if trainer.seconds - said > 30 or trainer.finished:
+                said = trainer.seconds
+                means = {name: statistics.mean(row[name] for row in found) for name in found[0]}
+                found.clear()
+                print(trainer.updates, {name: round(mean, 3) for name, mean in means.items()}, flush=True)
+    return trainer.policy.eval(), {"updates": trainer.updates, **means}
+
+
+def measure(method: str, episodes: int, seed: int, training: Training) -> dict[str, Any]:
+    began = time.process_time()
+    about: dict[str, Any] = {} if method in BASELINES else {**vars(training)}
+    found: dict[str, Performed] = {}
+    if method == "single task":
+        for task in TASKS:
+            policy, measured = learn(method, seed, training, task)
+            about[task] = measured
+            found |= tried(lambda task, worlds, policy=policy: PolicyActor(policy), training, episodes, seed, [task])
+    elif method in LEARNED:
+        policy, measured = learn(method, seed, training)
+        about |= measured
+        found = tried(lambda task, worlds: PolicyActor(policy), training, episodes, seed)
+    elif method == "mean command":
+        with recorded(training, seed) as path:
+            file = EpisodeFile(path)
+            found = tried(lambda task, worlds: mean_command_actor(file, task), training, episodes, seed)
+    else:
+        random = np.random.default_rng(seed)
+        makers = {"random": lambda task, worlds: random_actor(random)}
+        makers["expert"] = lambda task, worlds: expert_actor(worlds, random)
+        found = tried(makers[method], training, episodes, seed)
+    return {
+        "method": method,
+        "seed": seed,
+        "episodes": episodes,
+        "success": {task: float(performed.success.mean()) for task, performed in found.items()},
+        "median_steps": {task: float(np.median(performed.first)) for task, performed in found.items()},
+        "seconds": time.process_time() - began,
+        **about,
+    }
+
+
+def tried(
+    make_actor: Callable[..., Actor], training: Training, episodes: int, seed: int, tasks: Any = TASKS
+) -> dict[str, Performed]:
+    torch.manual_seed(seed)
+    return success_by_task(make_actor, training.arm(), episodes, seed=TABLES + seed, tasks=tasks)
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds, and their range."""
+    cells = []
+    for method, group in itertools.groupby(sorted(rows, key=_order), lambda row: _named(row)):
+        found = list(group)
+        shares = [[row["success"][task] for row in found] for task in TASKS]
+        least = [min(row["success"].values()) for row in found]
+        cells.append([method, ", ".join(str(row["seed"]) for row in found), *map(_range, [*shares, least])])
+    return tables.markdown(["method", "seeds", *TASKS, "least of the four"], cells)
+
+
+def _range(shares: list[float]) -> str:
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return f"{statistics.mean(shares):.0%}" + ("" if low == high else f" ({low} to {high})")
+
+
+def _order(row: dict[str, Any]) -> tuple[int, str, int]:
+    return METHODS.index(row["method"]), _named(row), row["seed"]
+
+
+def _named(row: dict[str, Any]) -> str:
+    """As in the table: rows of one name differ by their seed alone."""
+    if row["method"] in BASELINES:
+        return str(row["method"])
+    parts = [row["method"], f"{row['minutes']:g} min", f"{row['demonstrations']:,} demonstrations"]
+    parts += [] if row["noise"] == NOISE else [f"noise {row['noise']:g}"]
+    return ", ".join([*parts, *([] if row["joints"] else ["pictures alone"])])
+
+
+NOISE = 0.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = {"type": lambda text: text.split(",")}
+    parser.add_argument("--methods", default=METHODS, help=f"comma-separated, of {', '.join(METHODS)}", **names)
+    parser.add_argument("--seeds", default=[5], type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument("--episodes", type=int, default=100, help="per task")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of CPU time, in which a policy learns")
+    parser.add_argument("--demonstrations", type=int, default=2000, help="recorded episodes")
+    parser.add_argument("--noise", type=float, default=NOISE, help="of what is executed while they are recorded")
+    parser.add_argument("--pictures-alone", action="store_true", help="the joints are not observed")
+    parser.add_argument("--again", action="store_true", help="measure rows that exist as well")
+    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--report", action="store_true")
+    chosen = parser.parse_args()
+    if unknown := {*chosen.methods} - {*METHODS}:
+        parser.error(f"there is no {sorted(unknown)}")
+    if not chosen.report:
+        torch.set_num_threads(1)
+        training = Training(chosen.minutes, chosen.demonstrations, chosen.noise, not chosen.pictures_alone)
+        for seed, method in itertools.product(chosen.seeds, chosen.methods):
+            planned = {"method": method, "seed": seed, **vars(training)}
+            if not chosen.again and any(_same(row, planned) for row in _saved(chosen.json)):
+                continue
+            row = measure(method, chosen.episodes, seed, training)
+            about = {"benchmark": "imitation", "device": "cpu", "environment": environment.describe(CPU)}
+            others = [old for old in _saved(chosen.json) if not _same(old, planned)]
+            chosen.json.write_text(json.dumps({**about, "rows": [*others, row]}, indent=1) + "\n")
+            print(row, flush=True)
+    if rows := _saved(chosen.json):
+        print(report(rows))
+
+
+def _saved(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def _same(row: dict[str, Any], planned: dict[str, Any]) -> bool:
+    """Whether ``row`` is of the same seed and the same name in the table."""
+    return (_named(row), row["seed"]) == (_named(planned), planned["seed"])
+
+
+if __name__ == "__main__":
+    main()

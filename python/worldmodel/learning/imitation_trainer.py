@@ -1,0 +1,211 @@
+"""Training of an ``ImitationPolicy`` on recorded episodes: behaviour cloning, with the pictures reconstructed beside.
+
+No expert is asked for what was not recorded. The gradient of the actions' density runs through the memory into the
+encoder; a reconstruction of some of the pictures keeps in z_t what the few actions that are recorded do not tell.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from worldmodel.data.batch import Batch
+from worldmodel.data.datasets import RecordedSource
+from worldmodel.data.selection import SelectedEpisodes, open_episodes
+from worldmodel.data.source import Source
+from worldmodel.learning.token_trainer import CLOCKS
+from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
+from worldmodel.model.vae_gan import VaeGan
+from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
+
+Reconstruction = Literal["vae_gan", "vae", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImitationTrainConfig(Checked):
+    """How a policy is trained.
+
+    Attributes:
+        policy: its networks.
+        batch_size: rows per update.
+        window: steps of a row.
+        reconstruction: of pictures, by a discriminator's features, by squared error of pixels, or none.
+        pictures: per update that are reconstructed.
+        reconstruction_weight: of that loss, per picture, beside nats per action, for the encoder.
+        kl: weight of the latents' KL from a standard normal, beside the squared error of pixels.
+        features: weight of the error of the discriminator's features, beside that of pixels.
+        adversarial: weight of deceiving the discriminator, beside the error of pixels.
+        max_grad_norm: of the gradients of policy, decoder and discriminator, each.
+        lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
+        warmup: updates.
+        cooldown: last share of the training, in which the rate falls.
+        weight_decay: of AdamW.
+        minutes: of training.
+        clock: of ``minutes``, "wall", or "cpu" for processor time.
+        updates: at most, if given.
+        seed: of weights and samples.
+    """
+
+    policy: ImitationConfig = ImitationConfig()  # noqa: RUF009
+    batch_size: Size = 16
+    window: Annotated[int, Bounds(2, 2**20)] = 32
+    reconstruction: Reconstruction = "vae_gan"
+    pictures: Size = 32
+    reconstruction_weight: Weight = 0.01
+    kl: Weight = 0.01
+    features: Weight = 0.1
+    adversarial: Weight = 0.2
+    lr: Annotated[float, Bounds(0, 10, above=True)] = 2e-3
+    warmup: Limit = 50
+    cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.5
+    weight_decay: Share = 0.01
+    max_grad_norm: Positive = 1.0
+    minutes: Positive = 1.0
+    clock: Literal["wall", "cpu"] = "wall"
+    updates: Limit | None = None
+    seed: Seed = 0
+
+
+def demonstrations(path: Path, config: ImitationTrainConfig) -> RecordedSource:
+    """Batches of recorded episodes, as ``train --data`` reads them; the raises of ``open_episodes`` as well."""
+    return RecordedSource(SelectedEpisodes(open_episodes(path)), config.batch_size, config.window, config.seed)
+
+
+class ImitationTrainer:
+    """Trains on batches of a source.
+
+    Args:
+        config: of the training.
+        source: such as ``demonstrations``.
+
+    Raises:
+        ConfigurationError: as ``ImitationPolicy``.
+
+    Attributes:
+        policy: what is trained.
+        updates: so far.
+        seconds: of training, by ``config.clock``.
+    """
+
+    def __init__(self, config: ImitationTrainConfig, source: Source) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.source = config, source
+        self.policy = ImitationPolicy(source.observation_spec, source.action_spec, config.policy)
+        decoder = self.policy.decoder_parameters()
+        drawing = {id(parameter) for parameter in decoder}
+        acting = [parameter for parameter in self.policy.parameters() if id(parameter) not in drawing]
+        # Apart, as the gradient of an exact action's density is a hundred times that of a picture.
+        self.optimizers = {"policy": self._optimizer(acting)}
+        if config.reconstruction != "none":
+            self.optimizers["decoder"] = self._optimizer(decoder)
+        self.vae_gan: VaeGan | None = None
+        if config.reconstruction == "vae_gan":
+            pictures = config.policy.pictures
+            self.vae_gan = VaeGan(self.policy.perception, pictures.image_channels, pictures.image_stride)
+            self.optimizers["discriminator"] = self._optimizer(list(self.vae_gan.discriminator.parameters()))
+        self.updates, self.seconds = 0, 0.0
+
+    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
+        config = self.config
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+
+    @property
+    def progress(self) -> float:
+        """Share of the minutes or updates that is over."""
+        updates = 0.0 if self.config.updates is None else self.updates / self.config.updates
+        return max(updates, self.seconds / (60 * self.config.minutes))
+
+    @property
+    def finished(self) -> bool:
+        return self.progress >= 1
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Losses of the policy by name, weighted, and the discriminator's, if there is one."""
+        features, posterior, _ = self.policy(batch.observations, batch.state, batch.is_first)
+        acts = batch.valid & ~batch.is_last
+        losses = {"action": self.policy.head.loss(features[acts], batch.actions[acts]).mean()}
+        if self.config.reconstruction == "none":
+            return losses, None
+        config, perception = self.config, self.policy.perception
+        chosen = torch.randperm(acts.numel())[: config.pictures]
+        posterior = posterior.flatten(0, 1)[chosen]
+        pictures = {name: batch.observations[name].flatten(0, 1)[chosen] for name in perception.names}
+        prior = torch.stack([torch.zeros_like(posterior[..., 0, :]), torch.ones_like(posterior[..., 1, :])], -2)
+        losses["kl"] = config.reconstruction_weight * config.kl * perception.latent.kl(posterior, prior).mean()
+        # The decoder gets the whole gradient, the encoder its share beside that of the actions.
+        latent = perception.latent.sample(posterior)
+        latent = latent.detach().lerp(latent, config.reconstruction_weight)
+        if self.vae_gan is None:
+            return losses | {"pixels": perception.reconstruction_loss(latent, pictures).mean()}, None
+        found, own = self.vae_gan.losses(latent, pictures)
+        found["features"], found["adversarial"] = (
+            config.features * found["features"],
+            config.adversarial * found["adversarial"],
+        )
+        return losses | found, own
+
+    def iterate(self) -> dict[str, float]:
+        """An update; returns its losses.
+
+        Raises:
+            ArithmeticError: a loss or gradient that is not finite.
+            RunError: recorded values that the specs do not have, with episode and step.
+        """
+        start = CLOCKS[self.config.clock]()
+        batch, _ = self.source.sample(self.updates)
+        self.policy.update_statistics(batch.observations)
+        losses, own = self.losses(batch)
+        metrics = {name: float(loss.detach()) for name, loss in losses.items()}
+        self._set_gradients(list(self.policy.parameters()), sum(losses.values(), torch.zeros(())))
+        if own is not None and self.vae_gan is not None:
+            metrics["discriminator"] = float(own.detach())
+            self._set_gradients(list(self.vae_gan.discriminator.parameters()), own)
+        for name in self.optimizers:
+            metrics[f"{name}_grad_norm"] = self._step(name)
+        self.updates += 1
+        self.seconds += CLOCKS[self.config.clock]() - start
+        return metrics
+
+    @staticmethod
+    def _set_gradients(parameters: list[torch.nn.Parameter], loss: Tensor) -> None:
+        """Of ``loss``, into ``parameters`` alone."""
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _step(self, name: str) -> float:
+        """A step of one optimizer; returns the norm of the gradient."""
+        config, optimizer = self.config, self.optimizers[name]
+        norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
+        if not bool(norm.isfinite()):
+            raise ArithmeticError(
+                f"the gradient of the {name} is {float(norm)} after {self.updates:,} updates: try a smaller lr than "
+                f"{config.lr}"
+            )
+        falling = min(1.0, max(0.02, (1 - self.progress) / config.cooldown))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (self.updates + 1) / config.warmup) * falling
+        optimizer.step()
+        return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For ``Run.save``: parts by name."""
+        saved: dict[str, Any] = {"policy": self.policy.state_dict()}
+        if self.vae_gan is not None:
+            saved["discriminator"] = self.vae_gan.discriminator.state_dict()
+        saved |= {f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        trainer = {"updates": self.updates, "seconds": self.seconds, "random": {"torch": torch.get_rng_state()}}
+        return saved | {"trainer": trainer | {"source": self.source.state_dict()}}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(saved["policy"])
+        if self.vae_gan is not None:
+            self.vae_gan.discriminator.load_state_dict(saved["discriminator"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved[f"{name}_optimizer"])
+        self.updates, self.seconds = int(saved["trainer"]["updates"]), float(saved["trainer"]["seconds"])
+        torch.set_rng_state(saved["trainer"]["random"]["torch"])
+        self.source.load_state_dict(saved["trainer"]["source"])
