@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from worldmodel.environments.radar.jamming import CopyConfig, barrage, repeat, s
 from worldmodel.environments.radar.receiver import adaptive_filter, cfar_threshold, doppler_filter, range_doppler_map
 from worldmodel.environments.radar.theory import power
 from worldmodel.learning.detection_networks import DetectionNetwork, JammerNetwork, NetworkConfig
-from worldmodel.learning.token_trainer import CLOCKS
+from worldmodel.learning.interval import CLOCKS, Clock
 from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
 
 Jam = Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
@@ -177,7 +177,7 @@ class DetectionTrainConfig(Checked):
     turn: Limit = 100
     past: Share = 0.5
     minutes: Positive = 2.0
-    clock: Literal["wall", "cpu"] = "wall"
+    clock: Clock = "wall"
     updates: Limit | None = None
     seed: Seed = 0
 

@@ -16,7 +16,7 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.datasets import RecordedSource
 from worldmodel.data.selection import SelectedEpisodes, open_episodes
 from worldmodel.data.source import Source
-from worldmodel.learning.token_trainer import CLOCKS
+from worldmodel.learning.interval import CLOCKS, Clock
 from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
 from worldmodel.model.vae_gan import VaeGan
 from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
@@ -64,7 +64,7 @@ class ImitationTrainConfig(Checked):
     weight_decay: Share = 0.01
     max_grad_norm: Positive = 1.0
     minutes: Positive = 1.0
-    clock: Literal["wall", "cpu"] = "wall"
+    clock: Clock = "wall"
     updates: Limit | None = None
     seed: Seed = 0
 

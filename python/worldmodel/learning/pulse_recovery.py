@@ -8,7 +8,7 @@ for a true one (Goodfellow et al., "Generative adversarial nets", 2014).
 import dataclasses
 import itertools
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldmodel.environments.radar.config import Decibels
 from worldmodel.environments.radar.echoes import normal
-from worldmodel.learning.token_trainer import CLOCKS
+from worldmodel.learning.interval import CLOCKS, Clock
 from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Size, Weight
 
 FAMILIES = ("LFM", "third-order FM", "phase code")
@@ -99,7 +99,7 @@ class RecoveryConfig(Checked):
     batch_size: Size = 48
     lr: Annotated[float, Bounds(0, 1, above=True)] = 5e-3
     minutes: Positive = 1.0
-    clock: Literal["wall", "cpu"] = "wall"
+    clock: Clock = "wall"
     updates: Limit | None = None
     seed: Seed = 0
 
