@@ -43,7 +43,7 @@ class SceneConfig(Checked):
         swerling: of the target.
         intercept: signal-to-noise ratio of a sample of what the jammer hears, dB.
         agile: whether the radar sends another pulse in each interval, so that the jammer has heard that of the interval
-            before; otherwise it hears the present one, and no detector tells its copies from targets.
+            before; otherwise it hears the present one, of which its copies are like echoes.
     """
 
     radar: RadarConfig = RadarConfig(pulse=1.6e-6, repetition=6.4e-6, pulses=8)  # noqa: RUF009
