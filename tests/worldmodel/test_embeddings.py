@@ -15,6 +15,7 @@ from worldmodel.learning.objectives import ObjectiveConfig, model_loss
 from worldmodel.model.exploration import ExplorationConfig
 from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.native_rollout import roll_out
+from worldmodel.model.networks import FirstBatchNorm
 from worldmodel.model.world_model import Batch, _memory_part
 from worldmodel.runs.fields import ConfigurationError
 from worldmodel.runs.run import Run
@@ -245,6 +246,26 @@ def test_latents_collapse_without_a_regulariser_and_this_is_said(kept_by):
         assert metrics["latent/deviation"] < 0.1 and notice.startswith("the latents have collapsed: their entries")
     else:
         assert notice is None and metrics["latent/deviation"] > 0.3
+
+
+def test_latents_that_tell_only_episodes_apart_are_a_collapse_too():
+    metrics = {"latent/deviation": 1.0, "latent/rank": 9.0}
+    assert collapse_notice(metrics | {"latent/persistence": 0.1}) is None
+    notice = collapse_notice(metrics | {"latent/persistence": 1e-4})
+    assert notice.startswith("the latents have collapsed to what is constant in an episode: from one step to the next")
+    assert "they change by 0.01, and deviate by 1 over all" in notice
+
+
+def test_a_small_thing_in_one_channel_is_seen_beside_a_large_one_in_another():
+    pictures = torch.zeros(32, 16, 16, 2, dtype=torch.uint8)
+    pictures[16:, :, 3:6, 1] = 255
+    pictures[torch.arange(32), torch.arange(32) % 16, 5, 0] = 40
+    norm = FirstBatchNorm(16 * 16 * 2, 2)
+    flat = pictures.flatten(1).double()
+    norm.double().begin(flat.mean(0), flat.var(0, correction=0))
+    centred = norm(pictures.flatten(1)).unflatten(1, (16, 16, 2))
+    assert torch.allclose(centred.mean(0), torch.zeros(16, 16, 2).double(), atol=1e-9)
+    assert torch.allclose(centred.square().mean((0, 1, 2)), torch.ones(2).double())
 
 
 @pytest.mark.parametrize("memory", ["scan", "delta", "gru"])

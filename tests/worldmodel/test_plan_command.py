@@ -65,10 +65,13 @@ def test_goals_and_successes_are_kept_by_episode():
 
 
 def test_each_row_plans_to_the_goal_of_its_episode(trained):
-    agent, seen = Agent.load(trained), []
+    agent, seen, begun = Agent.load(trained), [], []
 
     class Spy:
         cost = None
+
+        def begin(self, row, seed):
+            begun.append((row, seed))
 
         def __call__(self, world_model, state):
             seen.append(self.cost)
@@ -78,7 +81,8 @@ def test_each_row_plans_to_the_goal_of_its_episode(trained):
     decider = GoalDecider(agent, environments, Spy())
     for row, environment in enumerate(environments):
         environment.reset(seed=row)
-        decider.begin(row, row)
+        decider.begin(row, row + 7)
+    assert begun == [(0, 7), (1, 8)], "the planner is told, too"
     state = agent.init_state(2)
     decider(agent.world_model, state)
     goals = torch.from_numpy(np.stack([environment.goal for environment in environments]))

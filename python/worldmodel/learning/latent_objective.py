@@ -28,6 +28,7 @@ _DIRECTIONS = 64  # of SIGReg
 _KNOTS, _WIDEST = 17, 3.0  # of its integral over the characteristic function's argument
 _COLLAPSED_DEVIATION = 0.1
 _COLLAPSED_RANK = 1.5
+_CONSTANT = 3e-4  # squared change per step, of the squared deviation
 
 
 def embedding_parts(
@@ -165,10 +166,17 @@ def spread(z: Tensor) -> dict[str, Tensor]:
 
 
 def collapse_notice(metrics: Mapping[str, float]) -> str | None:
-    """A collapse of the latents in words, if these metrics show one."""
+    """A collapse of the latents in words, if these metrics show one: to a point, a line, or what an episode has."""
     deviation, rank = metrics.get("latent/deviation", math.inf), metrics.get("latent/rank", math.inf)
     if deviation >= _COLLAPSED_DEVIATION and rank >= _COLLAPSED_RANK:
-        return None
+        change = metrics.get("latent/persistence", math.inf)
+        if change >= _CONSTANT * deviation**2:
+            return None
+        return (
+            f"the latents have collapsed to what is constant in an episode: from one step to the next they change by "
+            f"{math.sqrt(change):.2g}, and deviate by {deviation:.2g} over all. What moves is not in them, so plans in "
+            "them mean nothing. Raise latent.inverse"
+        )
     filled = "" if math.isinf(rank) else f", and fill {rank:.1f} directions"
     return (
         f"the latents have collapsed: their entries deviate by {deviation:.2g}, expected about 1{filled}. "

@@ -268,7 +268,7 @@ class ImageCodec(nn.Module):
 
     def centre(self) -> FirstBatchNorm:
         """Encodes what differs from the first batch's mean picture from now on; returns the norm, to be begun."""
-        self.norm = FirstBatchNorm(math.prod(self.shape), alike=True)
+        self.norm = FirstBatchNorm(math.prod(self.shape), self.shape[-1])
         return self.norm
 
     def encode(self, modality: Tensor) -> Tensor:

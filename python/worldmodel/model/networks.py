@@ -111,29 +111,31 @@ class GatedLinear(nn.Module):
 class FirstBatchNorm(nn.Module):
     """Standardises by the moments of the first batch, and then for ever by the same ones (arXiv 1602.07868, sec. 3).
 
-    What it standardises may so shrink later, which batch norm would hide. With ``alike``, one deviation is for all
-    entries, as of a picture's pixels: those that seldom change must not count more.
+    What it standardises may so shrink later, which batch norm would hide. Of a picture's pixels, channels last, all of
+    one of ``channels`` have one deviation: those that seldom change must not count more, but what is small in one
+    channel not less than what is large in another.
     """
 
     mean: Tensor
     deviation: Tensor
     begun: Tensor
 
-    def __init__(self, size: int, alike: bool = False) -> None:
+    def __init__(self, size: int, channels: int | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("deviation", torch.ones(1 if alike else size))
+        self.register_buffer("deviation", torch.ones(channels or size))
         self.register_buffer("begun", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
-        return (x - self.mean).div_(self.deviation)
+        centred = x - self.mean
+        return centred.unflatten(-1, (-1, len(self.deviation))).div_(self.deviation).flatten(-2)
 
     @torch.no_grad()
     def begin(self, mean: Tensor, variance: Tensor) -> None:
         """Takes the first batch's moments, (size,)."""
         self.mean.copy_(mean)
-        variance = variance.mean() if len(self.deviation) == 1 else variance
+        variance = variance.unflatten(0, (-1, len(self.deviation))).mean(0)
         self.deviation.copy_(torch.where(variance > 1e-12, variance, 1).sqrt())
         self.begun.fill_(1)
 
