@@ -10,14 +10,14 @@ steps. "single task" is four policies, each with a quarter of the demonstrations
 """
 
 import argparse
-import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ LEARNED: dict[str, dict[str, Any]] = {  # settings of the training
     **{name: {"policy": policy} for name, policy in MEMORY.items() if policy != POLICY},
 }
 METHODS = (*BASELINES, *LEARNED)
+NOISE = 0.3
+FILE = "demonstrations.npz"
 TABLES = 10_000  # added to the seed of tables that are tried, which no demonstration has
 
 
@@ -83,31 +85,34 @@ class Training:
         return ArmConfig(task=task, joints=self.joints)  # type: ignore[arg-type]
 
 
-@contextlib.contextmanager
-def recorded(training: Training, seed: int, task: str = "any") -> Iterator[Path]:
-    """A file of demonstrations."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "demonstrations.npz"
-        count = training.demonstrations if task == "any" else training.demonstrations // len(TASKS)
-        record_demonstrations(path, count, training.arm(task), noise=training.noise, seed=seed)
-        yield path
+@functools.lru_cache(maxsize=1 + len(TASKS))
+def _recorded(training: Training, seed: int, task: str) -> "tempfile.TemporaryDirectory[str]":
+    folder = tempfile.TemporaryDirectory()
+    count = training.demonstrations if task == "any" else training.demonstrations // len(TASKS)
+    path = Path(folder.name) / FILE
+    record_demonstrations(path, count, training.arm(task), noise=training.noise, seed=seed)
+    return folder
+
+
+def recorded(training: Training, seed: int, task: str = "any") -> Path:
+    """A file of demonstrations, the same for all methods of a seed; it goes with the process."""
+    return Path(_recorded(training, seed, task).name) / FILE
 
 
 def learn(method: str, seed: int, training: Training, task: str = "any") -> tuple[ImitationPolicy, dict[str, Any]]:
     """A policy, and what its training measured."""
     minutes = training.minutes if task == "any" else training.minutes / len(TASKS)
     config = ImitationTrainConfig(**{"minutes": minutes, "clock": "cpu", "seed": seed, **LEARNED[method]})
-    with recorded(training, seed, task) as path:
-        trainer = ImitationTrainer(config, demonstrations(path, config))
-        found: list[dict[str, float]] = []
-        said = 0.0
-        while not trainer.finished:
-            found.append(trainer.iterate())
-            if trainer.seconds - said > 30 or trainer.finished:
-                said = trainer.seconds
-                means = {name: statistics.mean(row[name] for row in found) for name in found[0]}
-                found.clear()
-                print(trainer.updates, {name: round(mean, 3) for name, mean in means.items()}, flush=True)
+    trainer = ImitationTrainer(config, demonstrations(recorded(training, seed, task), config))
+    found: list[dict[str, float]] = []
+    said = 0.0
+    while not trainer.finished:
+        found.append(trainer.iterate())
+        if trainer.seconds - said > 30 or trainer.finished:
+            said = trainer.seconds
+            means = {name: statistics.mean(row[name] for row in found) for name in found[0]}
+            found.clear()
+            print(trainer.updates, {name: round(mean, 3) for name, mean in means.items()}, flush=True)
     return trainer.policy.eval(), {"updates": trainer.updates, **means}
 
 
@@ -125,9 +130,8 @@ def measure(method: str, episodes: int, seed: int, training: Training) -> dict[s
         about |= measured
         found = tried(lambda task, worlds: PolicyActor(policy), training, episodes, seed)
     elif method == "mean command":
-        with recorded(training, seed) as path:
-            file = EpisodeFile(path)
-            found = tried(lambda task, worlds: mean_command_actor(file, task), training, episodes, seed)
+        file = EpisodeFile(recorded(training, seed))
+        found = tried(lambda task, worlds: mean_command_actor(file, task), training, episodes, seed)
     else:
         random = np.random.default_rng(seed)
         makers = {"random": lambda task, worlds: random_actor(random)}
@@ -178,9 +182,6 @@ def _named(row: dict[str, Any]) -> str:
     parts = [row["method"], f"{row['minutes']:g} min", f"{row['demonstrations']:,} demonstrations"]
     parts += [] if row["noise"] == NOISE else [f"noise {row['noise']:g}"]
     return ", ".join([*parts, *([] if row["joints"] else ["pictures alone"])])
-
-
-NOISE = 0.3
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from worldmodel.environments.arm.game import observed
 from worldmodel.environments.arm.pictures import pictures
 from worldmodel.environments.arm.worlds import TASKS, ArmConfig, ArmWorlds
 from worldmodel.learning.imitation_trainer import ImitationTrainConfig, ImitationTrainer, demonstrations
-from worldmodel.learning.threads import threads_restored, usable_cores
+from worldmodel.learning.threads import threads_restored
 from worldmodel.model.imitation import ImitationPolicy
 from worldmodel.runs.fields import Bounds, Checked, Positive, Seed, check_writable
 
@@ -65,7 +65,7 @@ def run_arm(options: ArmDemoOptions) -> Path:
         ConfigurationError: the folder cannot be written.
         MissingPackage: matplotlib is not installed.
     """
-    torch.set_num_threads(min(2, usable_cores()))
+    torch.set_num_threads(1)
     start, folder = time.perf_counter(), options.folder
     check_writable("--folder", folder / "arm.json", parents=True)
     folder.mkdir(parents=True, exist_ok=True)
