@@ -9,14 +9,14 @@ from worldmodel.__main__ import main
 
 def test_the_demonstration_leaves_figures_a_picture_and_a_film(tmp_path, capsys):
     folder = tmp_path / "demo"
-    given = {"folder": folder, "demonstrations": 4, "seconds": 0.01, "episodes": 1, "length": 3}
+    given = {"folder": folder, "demonstrations": 8, "seconds": 0.01, "episodes": 1, "length": 3}
     assert main(["demo", "arm", *(text for name, value in given.items() for text in (f"--{name}", str(value)))]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(folder / "arm.png") and (folder / "arm.png").stat().st_size > 30_000
     summary = json.loads((folder / "arm.json").read_text())
     assert list(summary["success"]) == ["imitated", "mean command", "random"]
     assert all(list(shares) == ["pick", "push", "stack", "wipe"] for shares in summary["success"].values())
-    assert "recorded 4 episodes" in captured.err and "imitated: pick" in captured.err
+    assert "recorded 8 episodes" in captured.err and "imitated: pick" in captured.err
     assert any(folder.glob("arm.*4")) or any(folder.glob("arm.gif"))
 
 
