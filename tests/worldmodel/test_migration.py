@@ -21,14 +21,14 @@ from worldmodel.commands import train as training
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
 from worldmodel.data.replay import Replay, ReplayConfig
-from worldmodel.learning.settings import saved_config
+from worldmodel.learning.settings import TrainConfig, saved_config
 from worldmodel.learning.trainer import Trainer
 from worldmodel.model.codecs import VectorCodec
 from worldmodel.model.evaluation import EvaluationConfig
 from worldmodel.model.networks import ScalarConfig
 from worldmodel.model.prediction import PredictionConfig
 from worldmodel.runs import storage
-from worldmodel.runs.configuration import ConfigurationError
+from worldmodel.runs.configuration import ConfigurationError, to_json
 from worldmodel.runs.migration import FIELDS, load_part
 from worldmodel.runs.run import Run
 
@@ -137,6 +137,12 @@ def test_a_configuration_of_the_release_before_is_the_one_of_today(tmp_path: Pat
     assert config.learner.ema == 20 and config.learner.max_grad_norm == 1.0 and config.learner.model_lr == 1e-3
     assert config.model.decision.gradient == "reinforce" and config.model.evaluation.tau == 0.02
     assert saved_config(Run(DATA / "conv_lstm")).env == "worldmodel/HiddenBall-v0"
+
+
+def test_the_default_columns_of_an_earlier_release_are_those_of_today(tmp_path: Path) -> None:
+    for data in (None, tmp_path / "recorded.npz"):
+        settings = {**to_json(TrainConfig(data=data, preset="popgym")), "data_columns": ["pixels"]}
+        assert saved_config(Run.create(tmp_path / str(data is None), {"train": settings})).data_columns == ()
 
 
 def test_an_option_of_an_earlier_release_names_the_one_of_today(capsys: pytest.CaptureFixture[str]) -> None:

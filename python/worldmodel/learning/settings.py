@@ -221,7 +221,7 @@ def saved_config(run: Run) -> TrainConfig:
     values = run.config.get("train")
     if isinstance(values, dict):
         values = {"preset": "popgym", "image_size": None, **values}  # the defaults of earlier releases
-        if values.get("data") is None and values.get("data_columns") == ["pixels"]:  # the default before it was ()
+        if values.get("data_columns") == ["pixels"]:  # the default of earlier releases, which meant ()
             del values["data_columns"]
         missing = [name for name in PRESET_FIELDS if name not in values]
         if missing and values["preset"] == CHOSEN:  # no environment is made by reading a run
