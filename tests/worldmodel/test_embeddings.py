@@ -122,7 +122,7 @@ def test_pictures_are_seen_by_what_differs_from_the_mean_of_the_first_batch():
     model.begin(batch)
     pixels = batch.observations["observation"].double()
     first = pixels[batch.valid]
-    spread = first.var(0, correction=0).mean().sqrt()
+    spread = first.var(0, correction=0).mean((0, 1)).sqrt()  # of a channel
     for seen in (pixels[0], 255 - pixels[0]):
         expected = codec.encode_planes(((seen - first.mean(0)) / spread).movedim(-1, 1))
         torch.testing.assert_close(codec.encode(seen.to(torch.uint8)), expected)

@@ -208,7 +208,8 @@ class DetectionTrainer:
         seconds: of training, by ``config.clock``.
 
     Example:
-        >>> trainer = DetectionTrainer(SceneConfig(), DetectionTrainConfig(batch_size=2, updates=2, turn=1))
+        >>> config = DetectionTrainConfig(batch_size=2, jammer_every=1, updates=2, turn=1)
+        >>> trainer = DetectionTrainer(SceneConfig(), config)
         >>> while not trainer.finished:
         ...     metrics = trainer.iterate()
         >>> sorted(metrics), len(trainer.pool)
