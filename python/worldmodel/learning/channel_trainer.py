@@ -17,7 +17,8 @@ from torch import Tensor
 from worldmodel.environments.radar.game import SILENT, Policy, RadarGameConfig, RadarGames
 from worldmodel.environments.radar.policies import random
 from worldmodel.learning.channel_agent import ChannelAgent, ChannelAgentConfig, RadarPlayer, radar_agent
-from worldmodel.learning.interval import CLOCKS, Clock
+from worldmodel.learning.interval import Clock
+from worldmodel.learning.timed import Timed, scheduled_step
 from worldmodel.runs.fields import (
     Bounds,
     Checked,
@@ -155,18 +156,12 @@ class ChannelLearner:
             loss = loss + config.prediction * prediction_loss
         self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise ArithmeticError(f"the gradient is {float(norm)} after {self.updates:,} updates")
-        falling = min(1.0, max(0.02, (1 - progress) / config.cooldown))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (self.updates + 1) / config.warmup) * falling
-        self.optimizer.step()
+        scheduled_step(self.optimizer, config, self.updates, progress)
         self.updates += 1
         return metrics
 
 
-class RadarTrainer:
+class RadarTrainer(Timed):
     """Trains a radar against the jammer of a configuration.
 
     It learns from random play at first, more and more from its own; and from short look-backs first.
@@ -178,20 +173,20 @@ class RadarTrainer:
 
     def __init__(self, game: RadarGameConfig, config: ChannelTrainConfig) -> None:
         torch.manual_seed(config.seed)
-        self.game, self.config, self.seconds = game, config, 0.0
+        self.game, self.config = game, config
         self.generator = torch.Generator().manual_seed(config.seed)
         self.agent = radar_agent(game, config.agent)
         self.learner = ChannelLearner(self.agent, config)
+        super().__init__(config)
 
     @property
-    def progress(self) -> float:
-        """Share of the minutes or updates that is over."""
-        updates = 0.0 if self.config.updates is None else self.learner.updates / self.config.updates
-        return max(updates, self.seconds / (60 * self.config.minutes))
+    def updates(self) -> int:
+        """Of the agent, so far."""
+        return self.learner.updates
 
-    @property
-    def finished(self) -> bool:
-        return self.progress >= 1
+    @updates.setter
+    def updates(self, updates: int) -> None:
+        self.learner.updates = updates
 
     @property
     def stage(self) -> RadarGameConfig:
@@ -203,12 +198,11 @@ class RadarTrainer:
 
     def iterate(self) -> dict[str, float]:
         """Plays games and learns from them; returns metrics of the last update."""
-        start = CLOCKS[self.config.clock]()
-        own = float(torch.rand((), generator=self.generator)) < self.progress
-        policy = RadarPlayer(self.agent, greedy=False) if own else random
-        games = RadarGames(self.config.batch_size, self.stage, self.generator)
-        played, _ = play(games, self.config.steps, policy)
-        for _ in range(self.config.passes):
-            metrics = self.learner.update(played, self.progress)
-        self.seconds += CLOCKS[self.config.clock]() - start
+        with self.timing():
+            own = float(torch.rand((), generator=self.generator)) < self.progress
+            policy = RadarPlayer(self.agent, greedy=False) if own else random
+            games = RadarGames(self.config.batch_size, self.stage, self.generator)
+            played, _ = play(games, self.config.steps, policy)
+            for _ in range(self.config.passes):
+                metrics = self.learner.update(played, self.progress)
         return metrics

@@ -23,7 +23,8 @@ from worldmodel.environments.radar.jamming import CopyConfig, barrage, repeat, s
 from worldmodel.environments.radar.receiver import adaptive_filter, cfar_threshold, doppler_filter, range_doppler_map
 from worldmodel.environments.radar.theory import power
 from worldmodel.learning.detection_networks import DetectionNetwork, JammerNetwork, NetworkConfig
-from worldmodel.learning.interval import CLOCKS, Clock
+from worldmodel.learning.interval import Clock
+from worldmodel.learning.timed import Timed, falling
 from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
 
 Jam = Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
@@ -190,7 +191,7 @@ def detection_loss(detector: Detector, scene: Scene, empty_weight: float) -> Ten
     return F.softplus(-found).mean() + empty_weight * F.softplus(empty).sum((-2, -1)).mean()
 
 
-class DetectionTrainer:
+class DetectionTrainer(Timed):
     """A detector and a jammer that learn in turn.
 
     The pool begins with noise alone, None. The radar sends fresh random codes, or those of ``phases``, which learn with
@@ -217,8 +218,9 @@ class DetectionTrainer:
     """
 
     def __init__(self, scene: SceneConfig, config: DetectionTrainConfig, phases: nn.Parameter | None = None) -> None:
+        super().__init__(config)
         torch.manual_seed(config.seed)
-        self.scene, self.config, self.seconds, self.updates = scene, config, 0.0, 0
+        self.scene, self.config = scene, config
         self.phases = phases
         self.generator = torch.Generator().manual_seed(config.seed)
         self.detector, self.jammer = DetectionNetwork(config.detector), JammerNetwork(config.jammer)
@@ -226,29 +228,19 @@ class DetectionTrainer:
         sides = [list(self.detector.parameters()), list(self.jammer.parameters()), [] if phases is None else [phases]]
         self._optimizers = [torch.optim.Adam(side, config.lr) for side in sides if side]
 
-    @property
-    def progress(self) -> float:
-        """Share of the minutes or updates that is over."""
-        updates = 0.0 if self.config.updates is None else self.updates / self.config.updates
-        return max(updates, self.seconds / (60 * self.config.minutes))
-
-    @property
-    def finished(self) -> bool:
-        return self.progress >= 1
-
     def iterate(self) -> dict[str, float]:
         """``jammer_every`` updates of the detector, and one of the jammer; returns metrics."""
-        start, config = CLOCKS[self.config.clock](), self.config
-        for optimizer in self._optimizers:
-            optimizer.param_groups[0]["lr"] = config.lr * min(1.0, max(0.02, 2 * (1 - self.progress)))
-        for _ in range(config.jammer_every):
-            detector_loss = self._loss(self._opponent())
-            self._step(detector_loss, *self._optimizers[::2])
-            self.updates += 1
-            if self.updates % config.turn == 0:
-                self.pool.append(copy.deepcopy(self.jammer).requires_grad_(False))
-        jammer_loss = self.update_jammer()
-        self.seconds += CLOCKS[config.clock]() - start
+        config = self.config
+        with self.timing():
+            for optimizer in self._optimizers:
+                optimizer.param_groups[0]["lr"] = config.lr * falling(self.progress)
+            for _ in range(config.jammer_every):
+                detector_loss = self._loss(self._opponent())
+                self._step(detector_loss, *self._optimizers[::2])
+                self.updates += 1
+                if self.updates % config.turn == 0:
+                    self.pool.append(copy.deepcopy(self.jammer).requires_grad_(False))
+            jammer_loss = self.update_jammer()
         return {"detector_loss": float(detector_loss.detach()), "jammer_loss": jammer_loss}
 
     def update_jammer(self) -> float:

@@ -16,7 +16,8 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.datasets import RecordedSource
 from worldmodel.data.selection import SelectedEpisodes, open_episodes
 from worldmodel.data.source import Source
-from worldmodel.learning.interval import CLOCKS, Clock
+from worldmodel.learning.interval import Clock
+from worldmodel.learning.timed import Timed, scheduled_step
 from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
 from worldmodel.model.vae_gan import VaeGan
 from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
@@ -74,7 +75,7 @@ def demonstrations(path: Path, config: ImitationTrainConfig) -> RecordedSource:
     return RecordedSource(SelectedEpisodes(open_episodes(path)), config.batch_size, config.window, config.seed)
 
 
-class ImitationTrainer:
+class ImitationTrainer(Timed):
     """Trains on batches of a source.
 
     Args:
@@ -91,6 +92,7 @@ class ImitationTrainer:
     """
 
     def __init__(self, config: ImitationTrainConfig, source: Source) -> None:
+        super().__init__(config)
         torch.manual_seed(config.seed)
         self.config, self.source = config, source
         self.policy = ImitationPolicy(source.observation_spec, source.action_spec, config.policy)
@@ -106,21 +108,10 @@ class ImitationTrainer:
             pictures = config.policy.pictures
             self.vae_gan = VaeGan(self.policy.perception, pictures.image_channels, pictures.image_stride)
             self.optimizers["discriminator"] = self._optimizer(list(self.vae_gan.discriminator.parameters()))
-        self.updates, self.seconds = 0, 0.0
 
     def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
         config = self.config
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
-
-    @property
-    def progress(self) -> float:
-        """Share of the minutes or updates that is over."""
-        updates = 0.0 if self.config.updates is None else self.updates / self.config.updates
-        return max(updates, self.seconds / (60 * self.config.minutes))
-
-    @property
-    def finished(self) -> bool:
-        return self.progress >= 1
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses of the policy by name, weighted, and the discriminator's, if there is one."""
@@ -154,19 +145,18 @@ class ImitationTrainer:
             ArithmeticError: a loss or gradient that is not finite.
             RunError: recorded values that the specs do not have, with episode and step.
         """
-        start = CLOCKS[self.config.clock]()
-        batch, _ = self.source.sample(self.updates)
-        self.policy.update_statistics(batch.observations)
-        losses, own = self.losses(batch)
-        metrics = {name: float(loss.detach()) for name, loss in losses.items()}
-        self._set_gradients(list(self.policy.parameters()), sum(losses.values(), torch.zeros(())))
-        if own is not None and self.vae_gan is not None:
-            metrics["discriminator"] = float(own.detach())
-            self._set_gradients(list(self.vae_gan.discriminator.parameters()), own)
-        for name in self.optimizers:
-            metrics[f"{name}_grad_norm"] = self._step(name)
-        self.updates += 1
-        self.seconds += CLOCKS[self.config.clock]() - start
+        with self.timing():
+            batch, _ = self.source.sample(self.updates)
+            self.policy.update_statistics(batch.observations)
+            losses, own = self.losses(batch)
+            metrics = {name: float(loss.detach()) for name, loss in losses.items()}
+            self._set_gradients(list(self.policy.parameters()), sum(losses.values(), torch.zeros(())))
+            if own is not None and self.vae_gan is not None:
+                metrics["discriminator"] = float(own.detach())
+                self._set_gradients(list(self.vae_gan.discriminator.parameters()), own)
+            for name, optimizer in self.optimizers.items():
+                metrics[f"{name}_grad_norm"] = scheduled_step(optimizer, self.config, self.updates, self.progress, name)
+            self.updates += 1
         return metrics
 
     @staticmethod
@@ -175,21 +165,6 @@ class ImitationTrainer:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-
-    def _step(self, name: str) -> float:
-        """A step of one optimizer; returns the norm of the gradient."""
-        config, optimizer = self.config, self.optimizers[name]
-        norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise ArithmeticError(
-                f"the gradient of the {name} is {float(norm)} after {self.updates:,} updates: try a smaller lr than "
-                f"{config.lr}"
-            )
-        falling = min(1.0, max(0.02, (1 - self.progress) / config.cooldown))
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (self.updates + 1) / config.warmup) * falling
-        optimizer.step()
-        return float(norm)
 
     def state_dict(self) -> dict[str, Any]:
         """For ``Run.save``: parts by name."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from worldmodel.environments.radar.config import Decibels
 from worldmodel.environments.radar.echoes import normal
-from worldmodel.learning.interval import CLOCKS, Clock
+from worldmodel.learning.interval import Clock
+from worldmodel.learning.timed import Timed, falling
 from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Size, Weight
 
 FAMILIES = ("LFM", "third-order FM", "phase code")
@@ -136,7 +137,7 @@ class RecoveryNetwork(nn.Module):
         return heard + (torch.complex(real, imaginary) * around).sum(1)
 
 
-class RecoveryTrainer:
+class RecoveryTrainer(Timed):
     """Trains a recovery network against a discriminator, on all families alike.
 
     Attributes:
@@ -151,8 +152,9 @@ class RecoveryTrainer:
     """
 
     def __init__(self, config: RecoveryConfig) -> None:
+        super().__init__(config)
         torch.manual_seed(config.seed)
-        self.config, self.seconds, self.updates = config, 0.0, 0
+        self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
         self.network = RecoveryNetwork(config)
         self.discriminator = nn.Sequential(
@@ -161,41 +163,31 @@ class RecoveryTrainer:
         )
         self._optimizers = [torch.optim.Adam(x.parameters(), config.lr) for x in (self.network, self.discriminator)]
 
-    @property
-    def progress(self) -> float:
-        """Share of the minutes or updates that is over."""
-        updates = 0.0 if self.config.updates is None else self.updates / self.config.updates
-        return max(updates, self.seconds / (60 * self.config.minutes))
-
-    @property
-    def finished(self) -> bool:
-        return self.progress >= 1
-
     def iterate(self) -> dict[str, float]:
         """One update of each network; returns the losses."""
-        start, config = CLOCKS[self.config.clock](), self.config
-        each = math.ceil(config.batch_size / len(FAMILIES))
-        pulses = torch.cat([sample_pulses(x, each, config.samples, config.chips, self.generator) for x in FAMILIES])
-        low, high = config.snr
-        decibels = low + (high - low) * torch.rand(len(pulses), generator=self.generator)
-        found = self.network(intercepted(pulses, 10 ** (decibels / 10), self.generator))
-        losses = {
-            "squared_error": (found - pulses).abs().square().mean(),
-            "compression": (compressed(found, pulses) - compressed(pulses, pulses)).abs().square().sum(-1).mean(),
-            "adversarial": F.softplus(-self.discriminator(_real(found))).mean(),
-        }
-        weights = {"compression": config.compression, "adversarial": config.adversarial}
-        self._step(0, torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum())
-        true, recovered = self.discriminator(_real(torch.cat([pulses, found.detach()]))).chunk(2)
-        losses["discriminator"] = (F.softplus(-true) + F.softplus(recovered)).mean()
-        self._step(1, losses["discriminator"])
-        self.updates += 1
-        self.seconds += CLOCKS[config.clock]() - start
+        config = self.config
+        with self.timing():
+            each = math.ceil(config.batch_size / len(FAMILIES))
+            pulses = torch.cat([sample_pulses(x, each, config.samples, config.chips, self.generator) for x in FAMILIES])
+            low, high = config.snr
+            decibels = low + (high - low) * torch.rand(len(pulses), generator=self.generator)
+            found = self.network(intercepted(pulses, 10 ** (decibels / 10), self.generator))
+            losses = {
+                "squared_error": (found - pulses).abs().square().mean(),
+                "compression": (compressed(found, pulses) - compressed(pulses, pulses)).abs().square().sum(-1).mean(),
+                "adversarial": F.softplus(-self.discriminator(_real(found))).mean(),
+            }
+            weights = {"compression": config.compression, "adversarial": config.adversarial}
+            self._step(0, torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum())
+            true, recovered = self.discriminator(_real(torch.cat([pulses, found.detach()]))).chunk(2)
+            losses["discriminator"] = (F.softplus(-true) + F.softplus(recovered)).mean()
+            self._step(1, losses["discriminator"])
+            self.updates += 1
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
     def _step(self, side: int, loss: Tensor) -> None:
         optimizer = self._optimizers[side]
-        optimizer.param_groups[0]["lr"] = self.config.lr * min(1.0, max(0.02, 2 * (1 - self.progress)))
+        optimizer.param_groups[0]["lr"] = self.config.lr * falling(self.progress)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.data.batch import State
-from worldmodel.learning.interval import CLOCKS, Clock
+from worldmodel.learning.interval import Clock
+from worldmodel.learning.timed import Timed, scheduled_step
 from worldmodel.learning.view_sources import ViewBatch, ViewSource, pad_step
 from worldmodel.model.motion import LearnedMotion
 from worldmodel.model.tokens import TokenConfig, TokenPrediction, TokenWorldModel
@@ -98,7 +99,7 @@ def token_loss(model: TokenWorldModel, batch: ViewBatch, config: TokenTrainConfi
     return total, metrics
 
 
-class TokenTrainer:
+class TokenTrainer(Timed):
     """Trains on batches of a source.
 
     Attributes:
@@ -108,23 +109,13 @@ class TokenTrainer:
     """
 
     def __init__(self, model: TokenConfig, config: TokenTrainConfig, source: ViewSource) -> None:
+        super().__init__(config)
         torch.manual_seed(config.seed)
         self.config, self.source = config, source
         self.model = TokenWorldModel(model)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
         )
-        self.updates, self.seconds = 0, 0.0
-
-    @property
-    def progress(self) -> float:
-        """Share of the minutes or updates that is over."""
-        updates = 0.0 if self.config.updates is None else self.updates / self.config.updates
-        return max(updates, self.seconds / (60 * self.config.minutes))
-
-    @property
-    def finished(self) -> bool:
-        return self.progress >= 1
 
     def iterate(self) -> dict[str, float]:
         """An update; returns its metrics.
@@ -132,25 +123,16 @@ class TokenTrainer:
         Raises:
             ArithmeticError: a loss or gradient that is not finite.
         """
-        start = CLOCKS[self.config.clock]()
-        batch = self.source.sample(self.config.batch_size, self.config.steps)
-        if not self.updates:
-            self.model.begin(batch.views)
-        loss, metrics = token_loss(self.model, batch, self.config)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise ArithmeticError(
-                f"the gradient is {float(norm)} after {self.updates:,} updates: try a smaller lr than {self.config.lr}"
-            )
-        falling = min(1.0, max(0.02, (1 - self.progress) / self.config.cooldown))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * min(1.0, (self.updates + 1) / self.config.warmup) * falling
-        self.optimizer.step()
-        self.updates += 1
-        self.seconds += CLOCKS[self.config.clock]() - start
-        return {"loss": float(loss.detach()), "grad_norm": float(norm), **metrics}
+        with self.timing():
+            batch = self.source.sample(self.config.batch_size, self.config.steps)
+            if not self.updates:
+                self.model.begin(batch.views)
+            loss, metrics = token_loss(self.model, batch, self.config)
+            self.optimizer.zero_grad()
+            loss.backward()
+            norm = scheduled_step(self.optimizer, self.config, self.updates, self.progress)
+            self.updates += 1
+        return {"loss": float(loss.detach()), "grad_norm": norm, **metrics}
 
     def state_dict(self) -> dict[str, Any]:
         """For ``Run.save``: parts by name."""
