@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -24,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import environment, tables
+from harness import tables
+from harness.keyed_rows import KeyedRows, mean_and_range
 from worldmodel.acting.arm_episodes import (
     Actor,
     Performed,
@@ -44,7 +44,6 @@ from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.mixture_density import MeanConfig
 
 RESULT = Path(__file__).resolve().parent / "results" / "imitation_cpu.json"
-CPU = torch.device("cpu")
 BASELINES = ("random", "mean command", "expert")
 POLICY = ImitationConfig()
 MEMORY = {
@@ -162,13 +161,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         found = list(group)
         shares = [[row["success"][task] for row in found] for task in TASKS]
         least = [min(row["success"].values()) for row in found]
-        cells.append([method, ", ".join(str(row["seed"]) for row in found), *map(_range, [*shares, least])])
+        cells.append([method, ", ".join(str(row["seed"]) for row in found), *map(mean_and_range, [*shares, least])])
     return tables.markdown(["method", "seeds", *TASKS, "least of the four"], cells)
-
-
-def _range(shares: list[float]) -> str:
-    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
-    return f"{statistics.mean(shares):.0%}" + ("" if low == high else f" ({low} to {high})")
 
 
 def _order(row: dict[str, Any]) -> tuple[int, str, int]:
@@ -200,29 +194,23 @@ def main() -> None:
     chosen = parser.parse_args()
     if unknown := {*chosen.methods} - {*METHODS}:
         parser.error(f"there is no {sorted(unknown)}")
+    saved = KeyedRows(chosen.json, "imitation", _key)
     if not chosen.report:
         torch.set_num_threads(1)
         training = Training(chosen.minutes, chosen.demonstrations, chosen.noise, not chosen.pictures_alone)
         for seed, method in itertools.product(chosen.seeds, chosen.methods):
             planned = {"method": method, "seed": seed, **vars(training)}
-            if not chosen.again and any(_same(row, planned) for row in _saved(chosen.json)):
+            if saved.has(planned) and not chosen.again:
                 continue
             row = measure(method, chosen.episodes, seed, training)
-            about = {"benchmark": "imitation", "device": "cpu", "environment": environment.describe(CPU)}
-            others = [old for old in _saved(chosen.json) if not _same(old, planned)]
-            chosen.json.write_text(json.dumps({**about, "rows": [*others, row]}, indent=1) + "\n")
-            print(row, flush=True)
-    if rows := _saved(chosen.json):
+            saved.add(row)
+    if rows := saved.rows:
         print(report(rows))
 
 
-def _saved(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
-def _same(row: dict[str, Any], planned: dict[str, Any]) -> bool:
-    """Whether ``row`` is of the same seed and the same name in the table."""
-    return (_named(row), row["seed"]) == (_named(planned), planned["seed"])
+def _key(row: dict[str, Any]) -> tuple[str, int]:
+    """The name in the table, and the seed."""
+    return _named(row), row["seed"]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ import imageio
 import numpy as np
 import torch
 
-from harness import environment, tables
+from harness import tables
+from harness.keyed_rows import KeyedRows, mean_and_range
 from worldmodel.acting.plan_decider import IN_LATENTS
 from worldmodel.acting.planner import PlannerConfig
 from worldmodel.acting.room_episodes import CONFIG, Controller, Driven, LearnedDynamics, TrueDynamics, drive
@@ -51,7 +52,6 @@ from worldmodel.model.world_model import WorldModel
 
 RESULT = Path(__file__).resolve().parent / "results" / "planning_cpu.json"
 METHODS = ("random", "straight", "cem", "learned", "unregularised", "mppi", "gradient")
-CPU = torch.device("cpu")
 STEPS, RADIUS = 200, 4.5
 PLANNERS: dict[str, dict[str, Any]] = {"cem": {}, "mppi": {"method": "mppi"}, "gradient": {"method": "gradient"}}
 LEARNED: dict[str, dict[str, Any]] = {"learned": {}, "unregularised": {"sigreg": 0.0}}  # settings of the latents
@@ -215,18 +215,13 @@ def report(rows: list[dict[str, Any]]) -> str:
                 layout,
                 name,
                 ", ".join(str(row["seed"]) for row in sorted(found, key=lambda row: int(row["seed"]))),
-                _range([row["first_hit"] for row in found]),
-                _range([row["held"] for row in found]),
+                mean_and_range([row["first_hit"] for row in found]),
+                mean_and_range([row["held"] for row in found]),
                 f"{steps:g}" if steps <= STEPS else "none",
                 "" if None in times else f"{statistics.mean(times):.2f}",
             ]
         )
     return tables.markdown(header, cells)
-
-
-def _range(shares: list[float]) -> str:
-    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
-    return f"{statistics.mean(shares):.0%}" + ("" if low == high else f" ({low} to {high})")
 
 
 def _named(row: dict[str, Any]) -> str:
@@ -256,33 +251,27 @@ def main() -> None:
     if chosen.picture:
         draw(chosen.picture, chosen.seeds[0])
         return
+    saved = KeyedRows(chosen.json, "planning", _key)
     if not chosen.report:
         torch.set_num_threads(1)
         for layout, seed, method in itertools.product(chosen.layouts, chosen.seeds, chosen.methods):
             walks, minutes = chosen.walks or WALKS[layout], chosen.minutes or MINUTES[layout]
             training = Training(minutes, walks, {**LEARNED.get(method, {}), **chosen.latent})
             planned = {"method": method, "layout": layout, "seed": seed, **vars(training)}
-            if not chosen.again and any(_same(row, planned) for row in _saved(chosen.json)):
+            if saved.has(planned) and not chosen.again:
                 continue
             if method in LEARNED:
                 row = measure_learned(method, layout, chosen.episodes, seed, training)
             else:
                 row = measure(method, layout, chosen.episodes, seed)
-            about = {"benchmark": "planning", "device": "cpu", "environment": environment.describe(CPU)}
-            others = [old for old in _saved(chosen.json) if not _same(old, planned)]
-            chosen.json.write_text(json.dumps({**about, "rows": [*others, row]}, indent=1) + "\n")
-            print(row, flush=True)
-    if rows := _saved(chosen.json):
+            saved.add(row)
+    if rows := saved.rows:
         print(report(rows))
 
 
-def _saved(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
-def _same(row: dict[str, Any], planned: dict[str, Any]) -> bool:
-    """Whether ``row`` is of the same method, layout and seed, and of the same name in the table."""
-    return (row["layout"], row["seed"], _named(row)) == (planned["layout"], planned["seed"], _named(planned))
+def _key(row: dict[str, Any]) -> tuple[str, int, str]:
+    """Layout and seed, and the name in the table."""
+    return row["layout"], row["seed"], _named(row)
 
 
 if __name__ == "__main__":

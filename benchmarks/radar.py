@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import radar_networks
-from harness import environment, tables
+from harness import tables
+from harness.keyed_rows import KeyedRows
 from worldmodel.environments.radar.config import RadarConfig
 from worldmodel.environments.radar.game import RadarGameConfig, RadarGames
 from worldmodel.environments.radar.interval import Jamming, sample_interval
@@ -41,7 +42,6 @@ from worldmodel.learning.channel_league import League, LeagueConfig, best_respon
 from worldmodel.learning.channel_trainer import ChannelTrainConfig, RadarTrainer
 
 RESULT = Path(__file__).resolve().parent / "results" / "radar_cpu.json"
-CPU = torch.device("cpu")
 SECTIONS = ("agents", "baselines", "league", "detection", "recovery", "world_model")
 MEMORIES = tuple(memories(1))
 BASELINES = ("fixed", "round robin", "random", "memoryless", "oracle")
@@ -329,42 +329,34 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULT)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    saved = json.loads(chosen.json.read_text()) if chosen.json.exists() else {"rows": []}
-
-    def add(row: dict[str, Any]) -> None:
-        others = [old for old in saved["rows"] if key(old) != key(row)]
-        saved.update({"benchmark": "radar", "device": "cpu", "environment": environment.describe(CPU)})
-        saved["rows"] = [*others, row]
-        chosen.json.write_text(json.dumps(saved, indent=1) + "\n")
-        print(row, flush=True)
-
+    saved = KeyedRows(chosen.json, "radar", key)
     if chosen.section == "agents":
         for seed in chosen.seeds:
             for jammer in chosen.jammers:
                 for name in chosen.memories:
-                    add(agent_row(name, jammer, seed, chosen.seconds))
+                    saved.add(agent_row(name, jammer, seed, chosen.seconds))
     elif chosen.section == "baselines":
         for jammer in chosen.jammers:
             for row in baseline_rows(jammer):
-                add(row)
+                saved.add(row)
     elif chosen.section == "league":
         for seed in chosen.seeds:
             for past in (0.5, 0.0):
-                add(league_row(past, seed, chosen.rounds, chosen.turn))
+                saved.add(league_row(past, seed, chosen.rounds, chosen.turn))
     elif chosen.section == "detection":
         for seed in chosen.seeds:
             for row in radar_networks.detection_rows(seed, chosen.seconds):
-                add(row)
+                saved.add(row)
     elif chosen.section == "recovery":
         for seed in chosen.seeds:
             for row in radar_networks.recovery_rows(seed, chosen.seconds):
-                add(row)
+                saved.add(row)
     elif chosen.section == "world_model":
         for seed in chosen.seeds:
-            add(world_model_row(seed, chosen.minutes))
+            saved.add(world_model_row(seed, chosen.minutes))
     elif chosen.section == "time":
-        add(time_row())
-    for title, text in report(saved["rows"]).items():
+        saved.add(time_row())
+    for title, text in report(saved.rows).items():
         print(f"\n{title}\n{text}")
 
 
