@@ -42,6 +42,7 @@ from worldmodel.model.blocks import LSTMBlock, ScanBlock
 from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.mixture_density import MeanConfig
+from worldmodel.runs.memory import keep_freed_memory
 
 RESULT = Path(__file__).resolve().parent / "results" / "imitation_cpu.json"
 BASELINES = ("random", "mean command", "expert")
@@ -197,6 +198,7 @@ def main() -> None:
     saved = KeyedRows(chosen.json, "imitation", _key)
     if not chosen.report:
         torch.set_num_threads(1)
+        keep_freed_memory()
         training = Training(chosen.minutes, chosen.demonstrations, chosen.noise, not chosen.pictures_alone)
         for seed, method in itertools.product(chosen.seeds, chosen.methods):
             planned = {"method": method, "seed": seed, **vars(training)}

@@ -49,6 +49,7 @@ from worldmodel.learning.presets import PRESETS
 from worldmodel.learning.settings import TrainConfig
 from worldmodel.learning.trainer import SourceTrainer
 from worldmodel.model.world_model import WorldModel
+from worldmodel.runs.memory import keep_freed_memory
 
 RESULT = Path(__file__).resolve().parent / "results" / "planning_cpu.json"
 METHODS = ("random", "straight", "cem", "learned", "unregularised", "mppi", "gradient")
@@ -254,6 +255,7 @@ def main() -> None:
     saved = KeyedRows(chosen.json, "planning", _key)
     if not chosen.report:
         torch.set_num_threads(1)
+        keep_freed_memory()
         for layout, seed, method in itertools.product(chosen.layouts, chosen.seeds, chosen.methods):
             walks, minutes = chosen.walks or WALKS[layout], chosen.minutes or MINUTES[layout]
             training = Training(minutes, walks, {**LEARNED.get(method, {}), **chosen.latent})

@@ -24,6 +24,7 @@ from harness import environment, tables
 from world import update_report
 from worldmodel.learning.settings import TrainConfig
 from worldmodel.learning.trainer import Trainer
+from worldmodel.runs.memory import keep_freed_memory
 
 RESULT = Path(__file__).resolve().parent / "results" / "update_memory_cpu.json"
 FRAMES = {"64×64×3": (64, 64, 3), "4×84×84": (4, 84, 84), "210×160×3": (210, 160, 3)}
@@ -58,6 +59,7 @@ class Frames(gymnasium.Env[np.ndarray, Any]):
 
 def measure(frames: str, way: str) -> dict[str, float]:
     """Of this process: resident bytes at most, before and after an update, and CPU seconds of the next one."""
+    keep_freed_memory()
     shape = FRAMES[frames]
     trainer = Trainer(TrainConfig(env=lambda: Frames(shape), num_envs=4, prefill=1_300, threads=1, **WAYS[way]))
     trainer.choose_threads()

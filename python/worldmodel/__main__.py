@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from worldmodel.runs.memory import keep_freed_memory
 from worldmodel.runs.optional_dependencies import MissingPackage
 
 USAGE = """usage: python -m worldmodel COMMAND [options]
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"there is no command {given[0]!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     let_waiting_threads_sleep()
+    keep_freed_memory()
     with _Signals() as signals:
         try:
             status = int(
