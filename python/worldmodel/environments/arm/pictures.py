@@ -39,7 +39,7 @@ def pictures(worlds: ArmWorlds, side: int) -> np.ndarray:
         across = np.abs(x[:, 0, None] - places[..., None]).min(1)[:, None] - CELL / 2  # (batch, 1, side)
         paint(np.maximum(across, np.abs(y - _DIRT_HEIGHT / 2) - _DIRT_HEIGHT / 2), _DIRT)
     disc = worlds.obstacle
-    paint(np.hypot(x - _at(disc[:, 0]), y - _at(disc[:, 1])) - RADIUS, _DISC)
+    paint(_distance(x - _at(disc[:, 0]), y - _at(disc[:, 1])) - RADIUS, _DISC)
     for block, colour in enumerate((_RED, _BLUE)):
         paint(box(worlds.blocks[:, block], (HALF, HALF)), colour)
     joints = joints_of(worlds.angles)
@@ -62,4 +62,9 @@ def _to_segment(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray
     way = end - start
     along = (x - _at(start[:, 0])) * _at(way[:, 0]) + (y - _at(start[:, 1])) * _at(way[:, 1])
     share = (along / _at((way**2).sum(1))).clip(0, 1)
-    return np.hypot(x - _at(start[:, 0]) - share * _at(way[:, 0]), y - _at(start[:, 1]) - share * _at(way[:, 1]))
+    return _distance(x - _at(start[:, 0]) - share * _at(way[:, 0]), y - _at(start[:, 1]) - share * _at(way[:, 1]))
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Several times as fast as ``np.hypot``, which also serves numbers whose squares overflow."""
+    return np.sqrt(x * x + y * y)
