@@ -45,9 +45,9 @@ class ArmDemoOptions(Checked):
 
     folder: Path = Path("demo-arm")
     """Folder for the demonstrations, the results, the picture and the film."""
-    demonstrations: Annotated[int, Bounds(4, 100_000)] = 400
+    demonstrations: Annotated[int, Bounds(4, 100_000)] = 1200
     """Recorded episodes."""
-    seconds: Positive = 130
+    seconds: Positive = 150
     """Seconds of training."""
     episodes: Annotated[int, Bounds(1, 10_000)] = 25
     """Episodes per task that are tried."""
