@@ -61,8 +61,9 @@ def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> N
         for run in runs:
             points = np.array(run["evaluations" if evaluated else "curve"])
             if len(points):
-                x, heights = points[:, 1 if task in COMMON else 0], points[:, 2] if evaluated else _smooth(points[:, 2])
-                axes.plot(x if task in COMMON else x / 60, heights, color=_colour(variant), lw=1.8 if ours else 1.2)
+                x = points[:, 1] / 1000 if task in COMMON else points[:, 0] / 60
+                heights = points[:, 2] if evaluated else _smooth(points[:, 2])
+                axes.plot(x, heights, color=_colour(variant), lw=1.8 if ours else 1.2)
     if known is not None:
         axes.set_ylim(known.floor, known.ceiling)
         if known.published is not None:
@@ -70,7 +71,8 @@ def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> N
         elif evaluated and known.score == "return":
             _line(axes, known.at_least, "threshold" if is_control(task) else "at least", "top")
     axes.set_title(task, loc="left")
-    axes.set_xlabel("steps" if task in COMMON else "minutes")
+    axes.set_xlabel("thousands of steps" if task in COMMON else "minutes")
+    axes.set_xlim(left=0)
     axes.set_ylabel("return of a checkpoint" if evaluated else "return per episode, while training")
     axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
 
