@@ -162,8 +162,16 @@ def report(rows: list[dict[str, Any]]) -> str:
         found = list(group)
         shares = [[row["success"][task] for row in found] for task in TASKS]
         least = [min(row["success"].values()) for row in found]
-        cells.append([method, ", ".join(str(row["seed"]) for row in found), *map(mean_and_range, [*shares, least])])
-    return tables.markdown(["method", "seeds", *TASKS, "least of the four"], cells)
+        seeds = ", ".join(str(row["seed"]) for row in found)
+        cells.append([method, seeds, *map(mean_and_range, [*shares, least]), _updates(found)])
+    return tables.markdown(["method", "seeds", *TASKS, "least of the four", "updates"], cells)
+
+
+def _updates(rows: list[dict[str, Any]]) -> str:
+    """Of each row; of four policies, the sum."""
+    own = [[row, *(row.get(task, {}) for task in TASKS)] for row in rows]
+    counts = [sum(part.get("updates", 0) for part in parts) for parts in own]
+    return ", ".join(f"{count:,}" for count in counts) if any(counts) else ""
 
 
 def _order(row: dict[str, Any]) -> tuple[int, str, int]:
