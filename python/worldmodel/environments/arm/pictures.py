@@ -66,5 +66,5 @@ def _to_segment(x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray
 
 
 def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Several times as fast as ``np.hypot``, which also serves numbers whose squares overflow."""
+    """Faster than ``np.hypot``, which also serves numbers whose squares overflow."""
     return np.sqrt(x * x + y * y)
