@@ -4,7 +4,8 @@
     python benchmarks/radar.py league --seeds 5
     python benchmarks/radar.py detection --seeds 5 6 7
     python benchmarks/radar.py recovery --seeds 5 6 7
-    python benchmarks/radar.py world_model --seeds 5 --minutes 5
+    python benchmarks/radar.py agents --memories "attention, sampled chain" --jammers 1-8
+    python benchmarks/radar.py world_model --seeds 5 --look-backs 1 4 --minutes 5
     python benchmarks/radar.py time
     python benchmarks/radar.py report                      # the tables
 
@@ -43,7 +44,9 @@ from worldmodel.learning.channel_trainer import ChannelTrainConfig, RadarTrainer
 
 RESULT = Path(__file__).resolve().parent / "results" / "radar_cpu.json"
 SECTIONS = ("agents", "baselines", "league", "detection", "recovery", "world_model")
-MEMORIES = tuple(memories(1))
+SAMPLED = ", sampled chain"  # after a memory: it learned from samples of the chain, not from its exact expectation
+MEMORIES = tuple(name + how for how in ("", SAMPLED) for name in memories(1))
+SAMPLED_TIME = 4  # times the seconds, as each sample is simulated
 BASELINES = ("fixed", "round robin", "random", "memoryless", "oracle")
 
 
@@ -73,7 +76,7 @@ class Jammer:
 
 
 JAMMERS = {
-    "8": Jammer(8, 8, 40, 32, 12, (0.005, 0.0)),
+    "8": Jammer(8, 8, 40, 32, 60, (0.005, 0.0)),
     "1-8": Jammer(1, 8, 40, 32, 25, (0.02, 0.005)),
     "1-16": Jammer(1, 16, 40, 32, 30, (0.05, 0.01)),
     "1-64": Jammer(1, 64, 40, 32, 60, (None, 0.03)),
@@ -100,11 +103,12 @@ class FewerChannels(RadarPlayer):
 
 
 def agent_row(name: str, jammer_name: str, seed: int, seconds: float | None) -> dict[str, Any]:
-    jammer = JAMMERS[jammer_name]
-    seconds = jammer.seconds if seconds is None else seconds
+    jammer, sampled = JAMMERS[jammer_name], name.endswith(SAMPLED)
+    if seconds is None:
+        seconds = jammer.seconds * (SAMPLED_TIME if sampled else 1)
     game = RadarGameConfig(look_back=jammer.look_back)
     config = ChannelTrainConfig(
-        agent=ChannelAgentConfig(memories(jammer.longest)[name]),
+        agent=ChannelAgentConfig(memories(jammer.longest)[name.removesuffix(SAMPLED)]),
         batch_size=jammer.batch,
         steps=jammer.steps,
         lr=4e-3,
@@ -112,7 +116,7 @@ def agent_row(name: str, jammer_name: str, seed: int, seconds: float | None) -> 
         clock="cpu",
         seed=seed,
     )
-    trainer = RadarTrainer(game, config)
+    trainer = RadarTrainer(dataclasses.replace(game, sampled=sampled), config)
     while not trainer.finished:
         trainer.iterate()
     player = RadarPlayer(trainer.agent)
@@ -196,7 +200,8 @@ def world_model_row(seed: int, minutes: float, look_back: int = 1) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         run, told = Path(folder) / "run", Path(folder) / "told.json"
         given = ["--env", "worldmodel/RadarGame-v0", "--env-args", f"look_back=[{look_back},{look_back}]"]
-        given += ["--preset", "popgym", "--minutes", str(minutes), "--threads", "1", "--seed", str(seed)]
+        given += ["--preset", "popgym", "--minutes", str(minutes), "--clock", "cpu"]
+        given += ["--threads", "1", "--seed", str(seed)]
         began = os.times().children_user
         subprocess.run([*program, "train", *given, "--run", str(run)], check=True)
         seconds = os.times().children_user - began
@@ -278,17 +283,20 @@ def league_table(rows: list[dict[str, Any]]) -> str:
 
 
 def world_model_table(rows: list[dict[str, Any]]) -> str:
-    """Mean return per game of the world model's policy and of the baselines."""
+    """Return per game of the world model's policy, of each seed, and of the baselines."""
     cells = []
-    for row in (row for row in rows if row["section"] == "world model"):
-        for name, mean, bounds in (
-            (f"world model, {row['seconds'] / 60:.1f} CPU minutes", row["return"], row["interval"]),
-            ("random actions", row["random"], row["random_interval"]),
-            *((name, mean, None) for name, mean in row["baselines"].items()),
-        ):
-            spread = f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else ""
-            cells.append([row["jammer"], name, f"{mean:.2f}", spread, f"{mean / row['intervals']:.1%}"])
-    return tables.markdown(["L", "policy", "return", "95% interval", "detections"], cells)
+    found = [row for row in rows if row["section"] == "world model"]
+    for jammer in sorted({row["jammer"] for row in found}, key=int):
+        same = [row for row in found if row["jammer"] == jammer]
+        intervals = same[0]["intervals"]
+        minutes = statistics.fmean(row["seconds"] for row in same) / 60
+        returns = [row["return"] for row in same]
+        trained = f"{statistics.fmean(returns):.2f} ({', '.join(f'{value:.2f}' for value in returns)})"
+        listed = [(f"world model, {minutes:.1f} CPU minutes", trained, statistics.fmean(returns))]
+        means = {"random actions": statistics.fmean(row["random"] for row in same), **same[0]["baselines"]}
+        listed += [(name, f"{mean:.2f}", mean) for name, mean in means.items()]
+        cells += [[jammer, name, shown, f"{mean / intervals:.1%}"] for name, shown, mean in listed]
+    return tables.markdown(["L", "policy", "return", "detections"], cells)
 
 
 def time_line(rows: list[dict[str, Any]]) -> str:
@@ -323,7 +331,8 @@ def main() -> None:
     parser.add_argument("--jammers", nargs="+", default=list(JAMMERS), choices=list(JAMMERS), help="L")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5, 6, 7])
     parser.add_argument("--seconds", type=float, help="of CPU time, instead of each jammer's own")
-    parser.add_argument("--minutes", type=float, default=5, help="of a world model's training, by the clock")
+    parser.add_argument("--look-backs", nargs="+", type=int, default=[1], help="L of world models")
+    parser.add_argument("--minutes", type=float, default=5, help="of a world model's training, CPU time")
     parser.add_argument("--rounds", type=int, default=6, help="of a league")
     parser.add_argument("--turn", type=int, default=30, help="updates of a side of a league, before the other's turn")
     parser.add_argument("--json", type=Path, default=RESULT)
@@ -353,7 +362,8 @@ def main() -> None:
                 saved.add(row)
     elif chosen.section == "world_model":
         for seed in chosen.seeds:
-            saved.add(world_model_row(seed, chosen.minutes))
+            for look_back in chosen.look_backs:
+                saved.add(world_model_row(seed, chosen.minutes, look_back))
     elif chosen.section == "time":
         saved.add(time_row())
     for title, text in report(saved.rows).items():

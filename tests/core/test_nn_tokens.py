@@ -27,7 +27,8 @@ def attention_over_all(module, inputs):
     frame = torch.arange(time).repeat_interleave(tokens)
     place = torch.arange(tokens).repeat(time)
     pairs = width // module.heads // 2
-    angles = axial_angles([frame, place // columns, place % columns], (module.frames, rows, columns), pairs)
+    positions = [frame * module.time_positions, place // columns, place % columns]
+    angles = axial_angles(positions, (module.frames, rows, columns), pairs)
     q, k, v = module.in_proj(inputs).flatten(1, 2).chunk(3, -1)
     q, k, v = (x.unflatten(-1, (module.heads, -1)).transpose(1, 2) for x in (rotate(q, angles), rotate(k, angles), v))
     lag = frame[:, None] - frame
@@ -35,9 +36,15 @@ def attention_over_all(module, inputs):
     return module.out_proj(y.transpose(1, 2).reshape(batch, time, tokens, width))
 
 
-@pytest.mark.parametrize(("frames", "grid"), [(2, (3, 2)), (1, (2, 2)), (7, (1, 1)), (40, (1, 1)), (9, (2, 1))])
-def test_local_attention_is_masked_attention_over_all_tokens(frames, grid):
-    module = LocalAttention(8, frames, 2, grid).double()
+@pytest.mark.parametrize(
+    ("frames", "grid", "positions"),
+    [
+        *((2, (3, 2), True), (1, (2, 2), True), (7, (1, 1), True), (40, (1, 1), True), (9, (2, 1), True)),
+        *((7, (1, 1), False), (9, (2, 1), False)),
+    ],
+)
+def test_local_attention_is_masked_attention_over_all_tokens(frames, grid, positions):
+    module = LocalAttention(8, frames, 2, grid, time_positions=positions).double()
     inputs = torch.randn(2, 75, module.tokens, 8, dtype=torch.float64)
     expected = attention_over_all(module, inputs)
     torch.testing.assert_close(module(inputs)[0], expected)
@@ -47,6 +54,15 @@ def test_local_attention_is_masked_attention_over_all_tokens(frames, grid):
     reset[0, 31] = reset[0, 32] = True
     expected[0] = torch.cat([attention_over_all(module, x[None])[0] for x in inputs[0].split([31, 1, 43])])
     torch.testing.assert_close(module(inputs, None, reset)[0], expected)
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_the_order_of_past_frames_counts_with_positions_alone(positions):
+    module = LocalAttention(8, 6, 2, (1, 2), time_positions=positions).double()
+    inputs = torch.randn(2, 6, 2, 8, dtype=torch.float64)
+    last = module(inputs)[0][:, -1]
+    shuffled = module(inputs[:, [3, 1, 4, 0, 2, 5]])[0][:, -1]
+    assert torch.allclose(last, shuffled, rtol=1e-12) is not positions
 
 
 def test_local_attention_computes_few_scores_outside_its_window(monkeypatch):
@@ -245,6 +261,7 @@ def test_seeds_devices_and_dtypes(make, shape):
         (lambda: LocalAttention(6, 2, 2), r"heads is 2 and d_model 6, expected a multiple of 2 \* heads"),
         (lambda: LocalAttention(8, 2, 2, (2, 0)), "grid is 0, expected 1 to"),
         (lambda: LocalAttention(8, 2, 2, 4), "grid is 4, expected two whole numbers"),
+        (lambda: LocalAttention(8, 2, 2, time_positions=0), "time_positions is 0, expected True or False"),
         (lambda: LocalAttention(8, 2, 2, (2, 2))(torch.ones(1, 3, 5, 8)), "expected 4 tokens before the features"),
         (lambda: MemoryAttention(8)(torch.ones(1, 8)), r"expected \(batch, time, d_model=8\); step\(\) takes one"),
         (lambda: BlockScan(torch.nn.Linear(2, 2), 2, (2, 2)), "memory is a Linear without init_state"),

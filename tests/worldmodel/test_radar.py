@@ -407,8 +407,8 @@ def test_waveforms_learn():
 def test_a_designed_pulse_has_low_sidelobes_in_its_band():
     """Aimed at −33 dB at a main lobe 1.3 times an LFM's, BT 64, with 99% of the energy in 1.2 B."""
     found = design(DesignConfig(steps=200, seed=1))
-    assert found.peak_sidelobe <= -33 and found.main_lobe <= 1.25 and found.inside >= 0.99
-    assert found.peak_sidelobe_doppler <= -28 and torch.allclose(found.waveform.abs(), torch.ones(256))
+    assert found.peak_sidelobe <= -40 and found.main_lobe <= 1.25 and found.inside >= 0.99
+    assert found.peak_sidelobe_doppler <= -33 and torch.allclose(found.waveform.abs(), torch.ones(256))
     again = [design(DesignConfig(time_bandwidth=16, steps=3, seed=seed)).waveform for seed in (1, 1, 2)]
     assert torch.equal(again[0], again[1]) and not torch.equal(again[0], again[2])
 

@@ -114,6 +114,28 @@ def test_sampled_rewards_have_the_mean_of_the_exact_ones(jammer):
         assert chosen.sum() > 4000 and abs(float((found[chosen] - mean).sum())) < 3 * sigma
 
 
+def test_tried_actions_have_the_mean_of_the_exact_ones_and_change_no_game():
+    """Seed 0; 4,096 games of 4 intervals; a step of .02 nepers is nearly a detection."""
+    play = games(4096, waveforms=2, channels=3, available=2, look_back=(1, 2))
+    expected, tried, jammed = [], [], []
+    for _ in range(4):
+        before = play.observations.clone(), play.jammed.clone()
+        found = play.tried(0.02)
+        assert all(torch.equal(*pair) for pair in zip(before, (play.observations, play.jammed), strict=True))
+        free = play.available.repeat_interleave(2, 1)
+        assert not found[~free].any()
+        expected.append(play.expected[free])
+        tried.append(found[free])
+        jammed.append((play.jammed[:, None] == torch.arange(3)).repeat_interleave(2, 1)[free])
+        play.step(uniform(play))
+    expected, tried, jammed = (torch.cat(parts).double() for parts in (expected, tried, jammed))
+    assert tried.min() >= 0 and tried.max() <= 1 and tried.unique().numel() > 1000
+    for chosen in (jammed == 0, jammed == 1):
+        mean = expected[chosen]
+        sigma = float((mean * (1 - mean)).sum().sqrt())
+        assert chosen.sum() > 4000 and abs(float((tried[chosen] - mean).sum())) < 3 * sigma
+
+
 def test_the_table_of_detections_is_computed_once_for_games_that_differ_in_channels_and_jammer():
     config = RadarGameConfig()
     same = RadarGameConfig(channels=4, look_back=(2, 9), jammer="sweep", sensed=False, available=1, sampled=True)

@@ -45,6 +45,8 @@ class LocalAttention(MemoryModule):
         heads: of equal, even width.
         grid: rows and columns of a frame's tokens, in raster order.
         bias: of the projections.
+        time_positions: whether scores depend on how many frames ago a token was; without, on its content and its place
+            in the grid alone.
 
     Example:
         >>> import torch, wmkernels
@@ -67,11 +69,13 @@ class LocalAttention(MemoryModule):
         heads: int = 4,
         grid: tuple[int, int] = (1, 1),
         bias: bool = False,
+        time_positions: bool = True,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.time_positions = require_flag("LocalAttention", "time_positions", time_positions)
         self.grid = require_pair("LocalAttention", "grid", grid)
         require_heads("LocalAttention", d_model, heads)
         self.d_model = d_model
@@ -82,7 +86,8 @@ class LocalAttention(MemoryModule):
         self.out_proj = nn.Linear(d_model, d_model, bias=bias, device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.d_model}, frames={self.frames}, heads={self.heads}, grid={self.grid}"
+        given = f"{self.d_model}, frames={self.frames}, heads={self.heads}, grid={self.grid}"
+        return given if self.time_positions else f"{given}, time_positions=False"
 
     def init_state(self, batch_size: int) -> State:
         """Zeros, float32 (float64): ``"keys"``, ``"values"`` (batch, frames - 1, tokens, d_model), ``"seen"`` (batch,).
@@ -257,6 +262,8 @@ class LocalAttention(MemoryModule):
         rows, columns = self.grid
         device = self.in_proj.weight.device
         times = torch.arange(first, end, device=device).repeat_interleave(self.tokens)
+        if not self.time_positions:
+            times = torch.zeros_like(times)
         places = torch.arange(self.tokens, device=device).repeat(end - first)
         pairs = self.d_model // self.heads // 2
         positions = (times, places // columns, places % columns)

@@ -26,11 +26,17 @@ _SPARE = 8  # intervals that attention sees beyond the longest look-back
 def memories(longest: int) -> dict[str, MemoryConfig]:
     """Kinds of memory for look-backs of up to ``longest`` intervals, by name.
 
-    A convolution puts a few intervals together, so that attention can find the same few channels further back; a window
-    of intervals is enough. The others keep a state of fixed size.
+    A convolution puts a few intervals together, so that attention can find the same few channels further back, by
+    content alone or with the positions of intervals; a window is enough. The others keep a state of fixed size.
     """
+
+    def attention(time_positions: bool) -> MemoryConfig:
+        block = LocalAttentionBlock(frames=longest + _SPARE, heads=2, time_positions=time_positions)
+        return MemoryConfig(blocks=(GatedConvBlock(), block))
+
     return {
-        "attention": MemoryConfig(blocks=(GatedConvBlock(), LocalAttentionBlock(frames=longest + _SPARE, heads=2))),
+        "attention": attention(time_positions=False),
+        "attention with positions": attention(time_positions=True),
         "rotary scan": MemoryConfig(blocks=(RotaryScanBlock(d_state=32, groups=8),)),
         "delta": MemoryConfig(blocks=(GatedConvBlock(), DeltaBlock(heads=2, d_head=64))),
         "GRU": MemoryConfig(blocks=(GRUBlock(),)),

@@ -1,10 +1,10 @@
-"""Training of agents in the game of channels, by the exact expectation of what their choices bring.
+"""Training of agents in the game of channels, by what each of their choices would bring.
 
-In training the simulator tells what every action would have brought, ``RadarGames.expected``. So the gradient of
-Σ_a π(a) · E[reward | a] runs from the probability of detection through the policy into the memory, without a sample of
-the reward. What is sent now decides where a look-back jammer is L intervals later, but another free channel is then as
-good, so no value beyond the next reward is learned. The agent also predicts the other side's channel, which it observes
-one interval later.
+In training the simulator tells what every action would have brought: exactly, ``RadarGames.expected``, or where
+detections are sampled by one sample of the chain, ``RadarGames.tried``. So the gradient of Σ_a π(a) · E[reward | a]
+runs from the probability of detection through the policy into the memory. What is sent now decides where a look-back
+jammer is L intervals later, but another free channel is then as good, so no value beyond the next reward is learned.
+The agent also predicts the other side's channel, which it observes one interval later.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class Played:
     Attributes:
         inputs: what it observed before each choice, (batch, time, inputs).
         legal: its choices, bool (batch, time, choices).
-        gain: what each of them brings, exactly, (batch, time, choices).
+        gain: what each of them brings, exactly or in one sample, (batch, time, choices).
         other: the channel of the other side, or ``SILENT`` where it is never told: int64 (batch, time).
         burn_in: first intervals, which carry no loss.
     """
@@ -97,12 +97,13 @@ def play(games: RadarGames, steps: int, radar: Policy) -> tuple[Played, Played]:
     """Games from their first interval, as the radar and the jammer learn from them.
 
     The ``steps`` intervals that carry a loss come after as many as the longest look-back. The radar's gain is the
-    detection probability. The jammer's is a hit; it observes the channel that was used.
+    detection probability, or in ``sampled`` games a soft detection of the sampled chain. The jammer's is a hit; it
+    observes the channel that was used.
     """
     config, burn_in, rows = games.config, games.config.look_back[1], []
     for _ in range(burn_in + steps):
         legal = games.available.repeat_interleave(config.waveforms, 1)
-        before = [games.observations, legal, games.expected, games.heard]
+        before = [games.observations, legal, games.tried() if config.sampled else games.expected, games.heard]
         games.step(radar(games))
         told = games.last_jammed if config.sensed else torch.full_like(games.last_jammed, SILENT)
         rows.append([*before, told, games.last_sent])

@@ -56,19 +56,23 @@ class LocalAttentionBlock(Block):
         grid: rows and columns of the tokens; None for a square.
         frames: that a token sees, its own among them.
         heads: of equal, even width.
+        time_positions: whether attention depends on how many frames ago a token was; without, on content and place
+            alone.
     """
 
     kind: ClassVar[str] = "local_attention"
     grid: Grid | None = None
     frames: Annotated[int, Bounds(1, 65536)] = 2
     heads: Size = 4
+    time_positions: bool = True
 
     def check(self, width: int, tokens: int = 1) -> None:
         grid_of(self, self.grid, tokens)
         _check_heads(self, self.heads, width)
 
     def build(self, width: int, tokens: int = 1) -> nn.Module:
-        return LocalAttention(width, self.frames, self.heads, grid_of(self, self.grid, tokens))
+        grid = grid_of(self, self.grid, tokens)
+        return LocalAttention(width, self.frames, self.heads, grid, time_positions=self.time_positions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ class DesignConfig(Checked):
     broadening: Annotated[float, Bounds(1, 4)] = 1.25
     band: Annotated[float, Bounds(1, 64)] = 1.2
     inside: Probability = 0.99
-    edge: Positive = 1.4
+    edge: Positive = 1.8
     steps: Limit = 1500
     rate: Positive = 0.01
     seed: Seed = 0

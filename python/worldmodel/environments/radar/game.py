@@ -25,7 +25,7 @@ from worldmodel.data.actions import MASK
 from worldmodel.environments.ids import register
 from worldmodel.environments.radar.config import CFARConfig, Decibels, RadarConfig
 from worldmodel.environments.radar.expectation import expected_detection
-from worldmodel.environments.radar.interval import Jamming, sample_interval
+from worldmodel.environments.radar.interval import Interval, Jamming, sample_interval
 from worldmodel.environments.radar.theory import power
 from worldmodel.environments.radar.waveforms import LFM, PhaseCode
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Limit, Unit, checked_value
@@ -264,6 +264,23 @@ class RadarGames:
         values = torch.where(there[..., None], self._table[:, self._column].T[:, None], clear)
         return (values * self.available[..., None]).flatten(1)
 
+    def tried(self, temperature: float = 0.1) -> Tensor:
+        """What one sample of the chain finds with each action in this interval: float32 (batch, actions).
+
+        Soft detections, 0 to 1, by ``receiver.soft_detect``, each of its own target and noise; 0 for a channel that is
+        not free. Hidden from the radar; a game goes on as though nothing had been tried, but for the generator.
+
+        Args:
+            temperature: of the soft CFAR, nepers of power.
+        """
+        config = self.config
+        values = torch.zeros(self.batch, config.actions)
+        game, action = self.available.repeat_interleave(config.waveforms, 1).nonzero(as_tuple=True)
+        hit = action // config.waveforms == self.jammed[game]
+        column = torch.where(hit, self._column[game], config.waveforms + 1)
+        found = self._interval(action % config.waveforms, column).score(config.cfar, temperature)
+        return values.index_put((game, action), found)
+
     def step(self, actions: Tensor) -> dict[str, Tensor]:
         """One interval.
 
@@ -284,7 +301,10 @@ class RadarGames:
         jammed = self.jammed
         hit = (channel == jammed) & ~silent
         column = torch.where(hit, self._column, config.waveforms + 1)
-        reward = self._detections(waveform, column) if config.sampled else self._table[waveform, column]
+        if config.sampled:
+            reward = self._interval(waveform, column).detected(config.cfar).float()
+        else:
+            reward = self._table[waveform, column]
         reward = torch.where(silent, 0.0, reward)
         self._heard[:, self.time % self._heard.shape[1]] = torch.where(silent, SILENT, actions)
         self.last_sent = torch.where(silent, SILENT, channel)
@@ -309,16 +329,15 @@ class RadarGames:
                 happened.setdefault(name, []).append(value)
         return {name: torch.stack(values, 1) for name, values in happened.items()}
 
-    def _detections(self, waveform: Tensor, column: Tensor) -> Tensor:
-        """Of the sampled chain, 0 or 1: float32 (batch,)."""
+    def _interval(self, waveform: Tensor, column: Tensor) -> Interval:
+        """The sampled chain with ``column`` of ``detection_table`` as the jamming; both int64 (intervals,)."""
         config, jnr = self.config, power(self.config.jnr)
         noise = torch.where(column == config.waveforms, jnr, 0.0)
         copies = torch.where(column < config.waveforms, jnr, 0.0)
         copied = self._pulses[column.clamp_max(config.waveforms - 1)]
         jamming = Jamming(noise, copied, copies, config.smear)
-        snr = torch.full((self.batch,), power(config.snr))
-        interval = sample_interval(config.radar, self._pulses[waveform], snr, jamming, 1, self.generator)
-        return interval.detected(config.cfar).float()
+        snr = torch.full((len(waveform),), power(config.snr))
+        return sample_interval(config.radar, self._pulses[waveform], snr, jamming, 1, self.generator)
 
     def _given(self, chosen: Tensor, name: str, choices: int) -> Tensor:
         if tuple(chosen.shape) != (self.batch,) or chosen.dtype != torch.int64:
