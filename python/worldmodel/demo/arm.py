@@ -105,10 +105,11 @@ def run_arm(options: ArmDemoOptions) -> Path:
 def show(policy: ImitationPolicy, task: str, options: ArmDemoOptions) -> Shown:
     """One episode of ``task``, as it is drawn."""
     worlds = ArmWorlds(1, dataclasses.replace(ARM, task=task), np.random.default_rng(options.seed + 2))  # type: ignore[arg-type]
-    seen = observed(worlds)["picture"]
+    seen, perception = observed(worlds)["picture"], policy.perception
+    assert perception is not None  # the arm is seen
     with torch.no_grad():
-        posterior = policy.perception({"picture": torch.from_numpy(seen)})
-        drawn = policy.perception.reconstruct(policy.perception.latent.mode(posterior))["picture"]
+        posterior = perception({"picture": torch.from_numpy(seen)})
+        drawn = perception.reconstruct(perception.latent.mode(posterior))["picture"]
     frames: list[np.ndarray] = []
     performed = perform(
         worlds, PolicyActor(policy), options.length, lambda worlds: frames.append(pictures(worlds, _SIDE)[0])

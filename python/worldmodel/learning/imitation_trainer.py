@@ -20,7 +20,7 @@ from worldmodel.learning.interval import Clock
 from worldmodel.learning.timed import Timed, scheduled_step
 from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
 from worldmodel.model.vae_gan import VaeGan
-from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Limit, Positive, Seed, Share, Size, Weight
 
 Reconstruction = Literal["vae_gan", "vae", "none"]
 
@@ -33,7 +33,8 @@ class ImitationTrainConfig(Checked):
         policy: its networks.
         batch_size: rows per update.
         window: steps of a row.
-        reconstruction: of pictures, by a discriminator's features, by squared error of pixels, or none.
+        reconstruction: of pictures, by a discriminator's features, by squared error of pixels, or none: without
+            pictures.
         pictures: per update that are reconstructed.
         reconstruction_weight: of that loss, per picture, beside nats per action, for the encoder.
         kl: weight of the latents' KL from a standard normal, beside the squared error of pixels.
@@ -83,7 +84,7 @@ class ImitationTrainer(Timed):
         source: such as ``demonstrations``.
 
     Raises:
-        ConfigurationError: as ``ImitationPolicy``.
+        ConfigurationError: as ``ImitationPolicy``, or a reconstruction without pictures.
 
     Attributes:
         policy: what is trained.
@@ -96,6 +97,12 @@ class ImitationTrainer(Timed):
         torch.manual_seed(config.seed)
         self.config, self.source = config, source
         self.policy = ImitationPolicy(source.observation_spec, source.action_spec, config.policy)
+        perception = self.policy.perception
+        if perception is None and config.reconstruction != "none":
+            raise ConfigurationError(
+                f"ImitationTrainer: reconstruction is {config.reconstruction!r}, and no picture is observed: expected "
+                "'none'"
+            )
         decoder = self.policy.decoder_parameters()
         drawing = {id(parameter) for parameter in decoder}
         acting = [parameter for parameter in self.policy.parameters() if id(parameter) not in drawing]
@@ -104,9 +111,9 @@ class ImitationTrainer(Timed):
         if config.reconstruction != "none":
             self.optimizers["decoder"] = self._optimizer(decoder)
         self.vae_gan: VaeGan | None = None
-        if config.reconstruction == "vae_gan":
+        if config.reconstruction == "vae_gan" and perception is not None:
             pictures = config.policy.pictures
-            self.vae_gan = VaeGan(self.policy.perception, pictures.image_channels, pictures.image_stride)
+            self.vae_gan = VaeGan(perception, pictures.image_channels, pictures.image_stride)
             self.optimizers["discriminator"] = self._optimizer(list(self.vae_gan.discriminator.parameters()))
 
     def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
@@ -118,9 +125,9 @@ class ImitationTrainer(Timed):
         features, posterior, _ = self.policy(batch.observations, batch.state, batch.is_first)
         acts = batch.valid & ~batch.is_last
         losses = {"action": self.policy.head.loss(features[acts], batch.actions[acts]).mean()}
-        if self.config.reconstruction == "none":
-            return losses, None
         config, perception = self.config, self.policy.perception
+        if config.reconstruction == "none" or perception is None or posterior is None:
+            return losses, None
         chosen = torch.randperm(acts.numel())[: config.pictures]
         posterior = posterior.flatten(0, 1)[chosen]
         pictures = {name: batch.observations[name].flatten(0, 1)[chosen] for name in perception.names}

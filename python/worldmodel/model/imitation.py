@@ -1,4 +1,4 @@
-"""A policy that imitates: pictures and a task -> a density of the next action.
+"""A policy that imitates: what is observed, such as pictures and a task -> a density of the next action.
 
     z_t = Enc(picture_t)                            perception, a variational autoencoder of the pictures
     s_t, m_t = D([z_t, task, joints], m_{t-1})      memory, three recurrent layers with skip connections
@@ -36,7 +36,7 @@ class ImitationConfig(Checked):
     """A policy's networks.
 
     Attributes:
-        pictures: perception of all modalities that are pictures; its latents are normal.
+        pictures: perception of all modalities that are pictures; its latents are normal. Not used without pictures.
         hidden: width of the layer in which latents, task and joints meet.
         memory: blocks with skip connections, by default three selective scans; the source has LSTM layers.
         head: density of actions.
@@ -52,12 +52,15 @@ class ImitationPolicy(nn.Module):
     """A density of actions from a memory of observations.
 
     Args:
-        observation_spec: with a picture at least.
+        observation_spec: pictures, and what else is observed.
         action_spec: of numbers.
         config: of the networks.
 
     Raises:
-        ConfigurationError: no picture, actions other than numbers, or latents that are not normal.
+        ConfigurationError: actions other than numbers, or latents that are not normal.
+
+    Attributes:
+        perception: of the pictures; None without.
 
     Example:
         >>> from gymnasium import spaces
@@ -78,25 +81,21 @@ class ImitationPolicy(nn.Module):
         self.observation_spec, self.action_spec, self.config = observation_spec, action_spec, config
         modalities = observation_spec.modalities
         pictures = {name: modality for name, modality in modalities.items() if modality.kind == "image"}
-        if not pictures:
-            raise ConfigurationError(
-                f"ImitationPolicy: {', '.join(modalities)} are observed, expected a picture among them"
-            )
         if action_spec.kind != "continuous":
             raise ConfigurationError(f"ImitationPolicy: actions are {action_spec.kind}, expected numbers, of a Box")
         if not isinstance(config.pictures.latent, GaussianConfig):
             raise ConfigurationError(
                 f"ImitationPolicy: latents are {config.pictures.latent.kind}, expected gaussian ones, of an autoencoder"
             )
-        self.perception = Perception(ObservationSpec(pictures), config.pictures)
-        # Of noise as large as the latents, a decoder learns nothing.
-        cast(nn.Linear, self.perception.encoder[-1]).bias.data[config.pictures.latent.size :] = _QUIET
+        self.perception = Perception(ObservationSpec(pictures), config.pictures) if pictures else None
+        if self.perception is not None:  # of noise as large as the latents, a decoder learns nothing
+            cast(nn.Linear, self.perception.encoder[-1]).bias.data[config.pictures.latent.size :] = _QUIET
         self.others = [name for name in modalities if name not in pictures]
         codecs = [build_codec(modalities[name], config.hidden, 1) for name in self.others]
         for codec in codecs:
             codec.drop_decoder()
         self.codecs = nn.ModuleList(codecs)
-        inputs = config.pictures.latent.size + sum(codec.width for codec in codecs)
+        inputs = (config.pictures.latent.size if pictures else 0) + sum(codec.width for codec in codecs)
         self.entry = mlp(inputs, config.hidden, 1, config.memory.width)
         self.memory = build_memory(config.memory)
         self.head = config.head.build(config.memory.width, action_spec.shape[0])
@@ -106,18 +105,21 @@ class ImitationPolicy(nn.Module):
 
     def forward(
         self, observations: Mapping[str, Tensor], state: State | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, State]:
+    ) -> tuple[Tensor, Tensor | None, State]:
         """Observations (batch, time, *shape), ``reset`` bool (batch, time), true where an episode begins.
 
         Returns:
-            features s_t, (batch, time, width), for ``head``; the pictures' posteriors; and the state.
+            features s_t, (batch, time, width), for ``head``; the pictures' posteriors, None without pictures; and the
+            state.
         """
-        posterior = self.perception(observations)
+        posterior = self._posterior(observations)
         features, state = self.memory(self._entry(posterior, observations), state, reset)
         return self.memory.pool(features), posterior, state
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Of what draws pictures from latents, which no action depends on."""
+        if self.perception is None:
+            return []
         images = [cast(ImageCodec, codec) for codec in self.perception.codecs]
         parts = [self.perception.decoder, *(part for image in images for part in (image.expand, image.decoder))]
         return [parameter for part in parts for parameter in part.parameters()]
@@ -138,7 +140,8 @@ class ImitationPolicy(nn.Module):
             is_first: bool (batch,), where the state is not to be used: an episode begins.
             temperature: of the samples' deviation.
         """
-        features, state = self.memory.step(self._entry(self.perception(observations), observations), state, is_first)
+        entered = self._entry(self._posterior(observations), observations)
+        features, state = self.memory.step(entered, state, is_first)
         return self.head.sample(self.memory.pool(features), temperature).clamp(-1, 1), state
 
     @torch.no_grad()
@@ -148,12 +151,15 @@ class ImitationPolicy(nn.Module):
             if isinstance(codec, StandardisedCodec):
                 codec.update(codec.moments(observations[name].flatten(0, 1))[None])
 
-    def _entry(self, posterior: Tensor, observations: Mapping[str, Tensor]) -> Tensor:
-        latent = self.perception.latent.embed_mean(posterior)
-        lead, parts = latent.shape[:-1], [latent]
+    def _posterior(self, observations: Mapping[str, Tensor]) -> Tensor | None:
+        return None if self.perception is None else self.perception(observations)
+
+    def _entry(self, posterior: Tensor | None, observations: Mapping[str, Tensor]) -> Tensor:
+        parts = [] if posterior is None or self.perception is None else [self.perception.latent.embed_mean(posterior)]
         for name, codec in self._codecs():
-            encoded = codec.encode(observations[name].flatten(0, len(lead) - 1))
-            parts.append(encoded.view(*lead, -1))
+            modality = observations[name]
+            lead = modality.shape[: modality.dim() - len(self.observation_spec.modalities[name].shape)]
+            parts.append(codec.encode(modality.flatten(0, len(lead) - 1)).view(*lead, -1))
         return self.entry(torch.cat(parts, -1))
 
     def _codecs(self) -> Iterator[tuple[str, Any]]:
