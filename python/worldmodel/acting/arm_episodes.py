@@ -9,13 +9,14 @@ import torch
 
 from worldmodel.data.datasets import EpisodeFile, EpisodeWriter
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.environments.arm.expert import Expert
+from worldmodel.environments.arm.expert import Expert, perturbed
 from worldmodel.environments.arm.game import Arm, observed
 from worldmodel.environments.arm.worlds import TASKS, ArmConfig, ArmWorlds
 from worldmodel.model.imitation import ImitationPolicy
 from worldmodel.runs.fields import ConfigurationError
 
 LENGTH = 100  # steps of an episode
+_SHORT = 20  # steps of a short one
 Actor = Callable[[ArmWorlds], np.ndarray]
 """Worlds, from the start of their episodes on -> actions (batch, 4)."""
 
@@ -158,57 +159,89 @@ def arm_specs(config: ArmConfig) -> tuple[ObservationSpec, ActionSpec]:
 
 
 def record_demonstrations(
-    path: Path, episodes: int, config: ArmConfig, *, noise: float = 0.3, seed: int = 0, batch: int = 100
+    path: Path,
+    episodes: int | None,
+    config: ArmConfig,
+    *,
+    noise: float = 0.3,
+    seed: int = 0,
+    batch: int = 100,
+    steps: int | None = None,
+    length: int = LENGTH,
+    progress: Callable[[int], None] | None = None,
 ) -> int:
     """Records ``episodes`` of the expert that succeed, in the layout of ``data/datasets.py``; returns their steps.
 
-    The turns that are executed deviate from the expert's, which are recorded, by normal noise in proportion to the
-    largest turn: so the file tells how the expert comes back from where it does not go by itself (Laskey et al. 2017,
-    arXiv 1703.09327).
+    The turns that are executed deviate from the expert's, which are recorded: see ``perturbed``.
 
     Args:
         path: of the file.
-        episodes: to record; those that do not succeed within ``LENGTH`` steps are left out.
+        episodes: to record; those that do not succeed within ``length`` steps are left out.
         config: of the arms.
         noise: deviation of the turns, as a share of the largest.
         seed: of tables, detours and noise.
         batch: arms at once, at most.
+        steps: actions to record, instead of ``episodes``; the last episode is cut there.
+        length: steps of an episode, at most.
+        progress: called with the actions so far, after each episode.
+
+    Raises:
+        ConfigurationError: episodes and steps, or neither; or no episode of a whole batch succeeds.
     """
+    if (episodes is None) == (steps is None):
+        raise ConfigurationError(
+            f"record_demonstrations: episodes is {episodes} and steps {steps}, expected one of them"
+        )
     random = np.random.default_rng(seed)
     observation_spec, action_spec = arm_specs(config)
-    about = {"env": "worldmodel/Arm-v0", "env_args": vars(config), "seed": seed, "noise": noise}
+    about = {"env": "worldmodel/Arm-v0", "env_args": {**vars(config), "length": length}, "seed": seed, "noise": noise}
+    left, acts = episodes, 0
     with EpisodeWriter(path, observation_spec, action_spec, about) as writer:
-        left = episodes
-        while left:
-            worlds = ArmWorlds(min(batch, left + left // 10 + 1), config, random)
+        while left or (steps is not None and acts < steps):
+            wanted = left or (steps or 0) // _SHORT + 1
+            worlds = ArmWorlds(min(batch, wanted + wanted // 10 + 1), config, random)
             expert = Expert(worlds, random)
             seen: list[dict[str, np.ndarray]] = []
             commands: list[np.ndarray] = []
 
             def act(worlds: ArmWorlds, expert: Expert = expert, commands: list[np.ndarray] = commands) -> np.ndarray:
                 commands.append(expert.act())
-                turns = commands[-1][:, :3]
-                turns = turns + noise * np.abs(turns).max(1, keepdims=True) * random.normal(size=turns.shape)
-                return np.concatenate([turns.clip(-1, 1), commands[-1][:, 3:]], 1)
+                return perturbed(commands[-1], noise, random)
 
             def watch(worlds: ArmWorlds, seen: list[dict[str, np.ndarray]] = seen) -> None:
                 seen.append(observation_spec.encode_batch(observed(worlds)))
 
-            performed = perform(worlds, act, watch=watch)
+            performed = perform(worlds, act, length, watch)
             watch(worlds)
+            if not performed.success.any():
+                raise ConfigurationError(
+                    f"record_demonstrations: none of {worlds.batch} episodes succeeds within length = {length} steps "
+                    f"at noise = {noise:g}: more steps or less noise may help"
+                )
             for row in np.flatnonzero(performed.success)[:left]:
-                _write(writer, seen, commands, int(row), int(performed.first[row]))
-                left -= 1
+                taken = int(performed.first[row]) if steps is None else min(int(performed.first[row]), steps - acts)
+                if not taken:
+                    break
+                _write(writer, seen, commands, int(row), taken, taken == performed.first[row])
+                acts += taken
+                left = None if left is None else left - 1
+                if progress is not None:
+                    progress(acts)
     return writer.steps
 
 
 def _write(
-    writer: EpisodeWriter, seen: list[dict[str, np.ndarray]], commands: list[np.ndarray], row: int, steps: int
+    writer: EpisodeWriter,
+    seen: list[dict[str, np.ndarray]],
+    commands: list[np.ndarray],
+    row: int,
+    steps: int,
+    whole: bool,
 ) -> None:
     for step in range(steps + 1):
         observations = {name: array[row] for name, array in seen[step].items()}
         if step == steps:
             writer.step(observations, is_last=True)
             continue
-        ends = step == steps - 1
+        ends = whole and step == steps - 1
         writer.step(observations, is_first=step == 0, actions=commands[step][row], rewards=float(ends), terminated=ends)

@@ -83,3 +83,14 @@ class Expert:
                 places[rows, index] = np.stack(both, -1)[rows]
                 closed[rows, index] = shut
         return places, closed
+
+
+def perturbed(actions: np.ndarray, noise: float, random: np.random.Generator) -> np.ndarray:
+    """Actions (batch, 4) as they are executed while an expert is recorded: the gripper's are as they were.
+
+    Turns deviate by normal noise, ``noise`` times the largest turn, so that a recording tells how the expert comes back
+    from where it does not go by itself (Laskey et al. 2017, arXiv 1703.09327).
+    """
+    turns = actions[:, :3]
+    turns = turns + noise * np.abs(turns).max(1, keepdims=True) * random.normal(size=turns.shape)
+    return np.concatenate([turns.clip(-1, 1), actions[:, 3:]], 1)

@@ -1,6 +1,6 @@
 """The arm as a gymnasium environment.
 
-python -m worldmodel record --env worldmodel/Arm-v0 --policy scripted --out arm.npz
+python -m worldmodel record --env worldmodel/Arm-v0 --env-args noise=0.3 joints=true --policy scripted --out arm.npz
 """
 
 from typing import Any
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from worldmodel.environments.arm.body import OPEN
-from worldmodel.environments.arm.expert import Expert
+from worldmodel.environments.arm.expert import Expert, perturbed
 from worldmodel.environments.arm.pictures import pictures
 from worldmodel.environments.arm.worlds import TASKS, ArmConfig, ArmWorlds
 from worldmodel.environments.ids import register
-from worldmodel.runs.fields import ConfigurationError, Limit, checked_value
+from worldmodel.runs.fields import ConfigurationError, Limit, Share, checked_value
 from worldmodel.runs.optional_dependencies import missing
 
 try:
@@ -30,6 +30,9 @@ class Arm(gymnasium.Env[Any, Any]):
     angles, radians, and the gripper's opening, 0 to 1. Actions are (4,), -1 to 1: turns of the joints, and the gripper,
     closed above 0. The reward is 1 where the task is done after the step, else 0.
 
+    With ``noise``, what is executed of the expert's own actions is ``perturbed``; those of others are executed as they
+    are.
+
     Example:
         >>> arm = Arm(task="stack")
         >>> first, info = arm.reset(seed=1)
@@ -43,8 +46,11 @@ class Arm(gymnasium.Env[Any, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
-    def __init__(self, render_mode: str | None = None, length: int = 100, **options: Any) -> None:
+    tasks = TASKS
+
+    def __init__(self, render_mode: str | None = None, length: int = 100, noise: float = 0.0, **options: Any) -> None:
         self.render_mode, self.length = render_mode, checked_value(Limit, length, "Arm: length")
+        self.noise = checked_value(Share, noise, "Arm: noise")
         self.config = ArmConfig(**options)
         parts: dict[str, gymnasium.spaces.Space[Any]] = {
             "picture": gymnasium.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8),
@@ -69,6 +75,7 @@ class Arm(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         self._worlds = ArmWorlds(1, self.config, self.np_random)
         self._expert = Expert(self._worlds, self.np_random)
+        self._advice: np.ndarray | None = None
         self.steps = 0
         return self._observation(), {"success": False}
 
@@ -76,7 +83,10 @@ class Arm(gymnasium.Env[Any, Any]):
         worlds, given = self.worlds, np.asarray(action, np.float64)
         if given.shape != (4,) or not (np.abs(given) <= 1 + 1e-6).all():
             raise ConfigurationError(f"Arm: action is {action!s:.60}, expected three turns and the gripper, -1 to 1")
+        if self.noise and self._advice is not None and np.allclose(given, self._advice, atol=1e-5):
+            given = perturbed(given[None], self.noise, self.np_random)[0]
         success = bool(worlds.step(given[None])[0])
+        self._advice = None
         self.steps += 1
         ended, cut = success and self.config.ends, self.steps >= self.length
         return self._observation(), float(success), ended, cut, {"success": success}
@@ -84,7 +94,8 @@ class Arm(gymnasium.Env[Any, Any]):
     def expert(self) -> np.ndarray:
         """The scripted expert's action; it acts from the start of an episode."""
         self.worlds  # noqa: B018
-        return self._expert.act()[0].astype(np.float32)
+        self._advice = self._expert.act()[0].astype(np.float32)
+        return self._advice
 
     def render(self) -> np.ndarray:
         """The table, uint8 (256, 256, 3)."""
