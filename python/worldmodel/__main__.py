@@ -17,6 +17,7 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
 
   train       train a world model on an environment
   train-world train a world that stays: what is seen where, to be saved, edited and entered again
+  imitate     learn a policy from recorded demonstrations
   evaluate    run whole episodes with what was trained
   plan        run whole episodes by planning in what was trained, towards goals
   plot        draw returns, losses or other metrics of runs as curves, a PNG
@@ -29,7 +30,7 @@ python -m worldmodel COMMAND --help explains the options.
 """
 
 
-COMMANDS = ("train", "train-world", "evaluate", "plan", "plot", "imagine", "record", "play", "demo")
+COMMANDS = ("train", "train-world", "imitate", "evaluate", "plan", "plot", "imagine", "record", "play", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -112,7 +112,7 @@ def test_a_run_without_evaluations_has_no_best(tmp_path: Path, capsys: pytest.Ca
     assert main(["evaluate", str(run.folder), "--best"]) == 1
     assert "has no best checkpoint: training evaluates every --eval-minutes" in capsys.readouterr().err
     run.save_best({}, {"eval/return": "high"})
-    with pytest.raises(RunError, match="is damaged: it has no eval/return"):
+    with pytest.raises(RunError, match="is damaged: it has no eval/return or held_out/action"):
         _ = run.best_evaluation
 
 
@@ -250,7 +250,10 @@ def test_curves_of_runs_are_named_by_what_differs(tmp_path: Path, capsys: pytest
     assert "has no metric 'nothing': it has eval/high, eval/low, eval/return, loss/model" in capsys.readouterr().err
     empty = run_of(tmp_path / "d", [])
     assert main(["plot", empty, "--output", str(picture)]) == 1
-    assert "none of eval/return, episode/return, loss/model is in every run" in capsys.readouterr().err
+    assert (
+        "none of eval/return, episode/return, loss/model, held_out/action with loss/action, loss/action is"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_evaluation_leaves_its_environments_open(evaluated: Run) -> None:

@@ -85,9 +85,10 @@ class PolicyActor:
                 raise ConfigurationError(f"the policy learned from other episodes than the arm's: {said}")
             self._worlds, self._spec = worlds, observation_spec
             self._state = self.policy.init_state(worlds.batch)
-        seen = {name: torch.from_numpy(array) for name, array in self._spec.encode_batch(observed(worlds)).items()}
+        device, found = next(self.policy.parameters()).device, self._spec.encode_batch(observed(worlds))
+        seen = {name: torch.from_numpy(array).to(device) for name, array in found.items()}
         actions, self._state = self.policy.act(seen, self._state, temperature=self.temperature)
-        return actions.numpy()
+        return actions.cpu().numpy()
 
 
 def success_by_task(

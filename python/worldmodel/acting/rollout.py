@@ -6,7 +6,7 @@ Every requested episode is finished: the first to end would be biased towards sh
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from worldmodel.acting.agent import Agent
 from worldmodel.data.actions import MASK, action_generator
 from worldmodel.data.batch import State
-from worldmodel.data.spaces import ActionSpec
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
@@ -27,6 +27,25 @@ if TYPE_CHECKING:
 _RESAMPLES = 2000
 MAX_STEPS = 10_000  # of an episode whose environment has no limit
 Progress = Callable[[int, int, Sequence[float]], None]  # episodes, steps, returns
+
+
+class Acting(Protocol):
+    """Who acts: an ``Agent``, or an ``ImitationAgent``."""
+
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+
+    def act_encoded(
+        self,
+        observations: dict[str, np.ndarray],
+        state: State | None,
+        reset: np.ndarray,
+        decider: Decider | None = None,
+        *,
+        elapsed: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, State]:
+        """As of ``Agent``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +138,7 @@ def finished(found: Evaluated) -> Evaluated:
 
 
 def evaluate_in(
-    agent: Agent,
+    agent: Acting,
     environments: "Sequence[gymnasium.Env[Any, Any]]",
     episodes: int,
     seed: int,

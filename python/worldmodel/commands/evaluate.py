@@ -10,21 +10,26 @@ from typing import Annotated, Any
 import torch
 
 from worldmodel.acting.agent import Agent
+from worldmodel.acting.imitation_agent import ImitationAgent, RandomAgent, evaluate_tasks
 from worldmodel.acting.rollout import Evaluated, RandomPolicy, evaluate, evaluate_filmed
 from worldmodel.acting.video import video_file
 from worldmodel.commands.command_line import parse
 from worldmodel.commands.display import EvaluationProgress
 from worldmodel.commands.options import named_environment
 from worldmodel.environments.registry import EnvironmentFailed
+from worldmodel.learning.imitation_run import saved_imitation_config
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
-from worldmodel.runs.fields import Bounds, Checked, Limit, Seed, Size, Text, Threads, check_writable
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Limit, Seed, Size, Text, Threads, check_writable
 from worldmodel.runs.run import Run
 
 
 @dataclasses.dataclass
 class EvaluateOptions(Checked):
-    """Runs whole episodes with the newest checkpoint of a run, and prints their mean return."""
+    """Runs whole episodes with the newest checkpoint of a run, and prints their mean return.
+
+    Of a run of imitate also the success by task, where the environment tells one in info["success"].
+    """
 
     run: Path
     """Folder of the run."""
@@ -40,11 +45,12 @@ class EvaluateOptions(Checked):
     random_episodes: Annotated[int, Bounds(0, 10**6)] = 20
     """Episodes of the random policy, for comparison, at most as many as --episodes; 0 leaves it out."""
     env: Text | None = None
-    """Another environment with the same spaces; the training one if not given."""
+    """Another environment with the same spaces; if not given the training one, or the one that was recorded."""
     env_args: tuple[Text, ...] = ()
     """Arguments of the environment, NAME=VALUE or JSON; without --env, those of training if not given."""
     best: bool = False
-    """Use the weights of the best evaluation of training, RUN/best. Its return there is better than it is elsewhere."""
+    """Use the weights of the best evaluation of training, RUN/best. Its return there is better than it is elsewhere. Of
+    a run of imitate, those of the least loss on held-out episodes."""
     sample: bool = False
     """Sample actions from the policy; greedy if not given."""
     device: Text = "cpu"
@@ -75,7 +81,8 @@ def command(arguments: Sequence[str]) -> int:
             check_writable("--video", video)
     run = Run(options.run)
     with named_environment(run, options.env, options.env_args, options.trust) as (env, env_args):
-        told = _evaluate(options, run, env, env_args, video)
+        evaluate_run = _evaluate_imitation if run.command == "imitate" else _evaluate
+        told = evaluate_run(options, run, env, env_args, video)
     if notice:
         print(notice, file=sys.stderr)
     if options.json is not None:
@@ -122,6 +129,36 @@ def _evaluate(
             shown.end()
             print(f"random policy: {_summary(chance)}")
             told["random"] = chance.to_json()
+    return told
+
+
+def _evaluate_imitation(
+    options: EvaluateOptions, run: Run, env: str, env_args: dict[str, Any], video: Path | None
+) -> dict[str, Any]:
+    """As ``_evaluate``, of a run of ``imitate``."""
+    if video is not None:
+        raise ConfigurationError(f"--video is of runs of train, and {run.folder} is one of imitate: leave it out")
+    temperature = 1.0 if options.sample else 0.0
+    agent = ImitationAgent.load(
+        options.run, options.device, best=options.best, temperature=temperature, trust=options.trust
+    )
+    torch.set_num_threads(options.threads or 1)
+    how: dict[str, Any] = {"max_steps": options.max_steps, "env_args": env_args}
+    how["tasks"] = saved_imitation_config(run).tasks
+    told: dict[str, Any] = {"env": env, "env_args": env_args}
+    actors: dict[str, tuple[ImitationAgent | RandomAgent, int]] = {env: (agent, options.episodes)}
+    if episodes := min(options.random_episodes, options.episodes):
+        actors["random policy"] = RandomAgent(agent.observation_spec, agent.action_spec, options.seed), episodes
+    for name, (actor, count) in actors.items():
+        shown = EvaluationProgress(name, count)
+        found = evaluate_tasks(actor, env, count, options.seed, options.num_envs, progress=shown, **how)
+        shown.end()
+        print(f"{name}: {_summary(found.found)}")
+        for task, success in found.success.items():
+            low, high = success.interval
+            said = f"{success.share:.0%}, 95% interval [{low:.0%}, {high:.0%}], over {success.episodes} episodes"
+            print(f"  {task}: success {said}")
+        told |= {"random": found.to_json()} if actor is not agent else found.to_json()
     return told
 
 

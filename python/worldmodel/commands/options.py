@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from worldmodel.commands.command_line import parse
 from worldmodel.data.selection import open_episodes
+from worldmodel.learning.imitation_run import ImitationRunConfig, custom_blocks, saved_imitation_config
 from worldmodel.learning.presets import choose_preset, summaries
 from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, modules_of, saved_config
 from worldmodel.model.blocks import BlockConfig, GatedConvBlock
@@ -183,7 +184,9 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def environment_of(config: TrainConfig, env: str | None, env_args: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def environment_of(
+    config: TrainConfig | ImitationRunConfig, env: str | None, env_args: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the environment: those of ``config`` where others are not given."""
     if env_args:
         return env or config.env, environment_arguments(env_args)
@@ -198,12 +201,18 @@ def named_environment(
 
     An ``env`` is asked for by the user. Raises NotTrusted; ConfigurationError without an environment.
     """
-    config = saved_config(run)
+    config: TrainConfig | ImitationRunConfig
+    if run.command == "imitate":
+        config = saved_imitation_config(run)
+        blocks = custom_blocks(config)
+    else:
+        config = saved_config(run)
+        blocks = blocks_of(config)
     name, arguments = environment_of(config, env, env_args)
     if not name:
         raise ConfigurationError(f"{run.folder} learned from recorded episodes: --env names an environment to act in")
     if not trust:
-        check_installed(run.folder, [*blocks_of(config), *([] if env else [name])])
+        check_installed(run.folder, [*blocks, *([] if env else [name])])
     with installed_alone(run.folder, trust or env is not None):
         yield name, arguments
 

@@ -13,7 +13,10 @@ from worldmodel.runs.fields import Checked, ConfigurationError, Text, check_writ
 from worldmodel.runs.run import Run, RunError
 
 _X = {"steps": ("steps", 1.0), "updates": ("updates", 1.0), "minutes": ("seconds", 60.0)}
-_DEFAULTS = ("eval/return", "episode/return", "loss/model")
+# Metrics that are drawn together.
+_DEFAULTS = (("eval/return",), ("episode/return",), ("loss/model",), ("held_out/action", "loss/action"))
+_DEFAULTS += (("loss/action",),)
+_SETTINGS = ("train", "world", "imitation")  # parts of config.json
 # What may differ between runs that are drawn as one; limits only end a curve.
 _ALIKE = {"seed", "steps", "updates", "minutes", "clock", "threads", "device", "chunk_steps", "log_seconds"}
 _ALIKE |= {"save_minutes", "open_loop_minutes", "eval_minutes", "eval_episodes", "environment_state"}
@@ -22,7 +25,7 @@ _MOST_NAMED = 3  # differences in a label
 
 @dataclasses.dataclass
 class PlotOptions(Checked):
-    """Draws a metric of one or more runs as a PNG.
+    """Draws metrics of one or more runs as a PNG.
 
     Runs whose settings differ in the seed alone have one colour, and their mean is drawn as well. Labels say in what
     else the settings differ.
@@ -30,9 +33,9 @@ class PlotOptions(Checked):
 
     runs: tuple[Path, ...]
     """Folders of the runs."""
-    metric: Text | None = None
-    """Name of the metric, as in metrics.jsonl. If not given, the first of eval/return, episode/return, loss/model that
-    every run has."""
+    metric: tuple[Text, ...] = ()
+    """Names of metrics, as in metrics.jsonl. If not given, the first of eval/return, episode/return, loss/model,
+    held_out/action with loss/action, loss/action that every run has."""
     x: Literal["steps", "updates", "minutes"] = "steps"
     """What the curves run over."""
     output: Path = Path("curves.png")
@@ -46,18 +49,24 @@ def command(arguments: Sequence[str]) -> int:
         raise ConfigurationError("plot: the folder of a run is missing")
     check_writable("--output", options.output)
     runs = [Run(folder) for folder in options.runs]
-    metric = options.metric or _shared_metric(runs)
-    curves = [curve_of(run, metric, options.x, label) for run, label in zip(runs, labels_of(runs), strict=True)]
-    draw_curves(curves, options.output, options.x, metric)
+    metrics = options.metric or _shared_metrics(runs)
+    curves = []
+    for metric in metrics:
+        for run, label in zip(runs, labels_of(runs), strict=True):
+            named = label if len(metrics) == 1 else f"{label}, {metric}"
+            curves.append(curve_of(run, metric, options.x, named))
+    draw_curves(curves, options.output, options.x, ", ".join(metrics))
     print(options.output)
     return 0
 
 
-def _shared_metric(runs: Sequence[Run]) -> str:
-    for metric in _DEFAULTS:
-        if all(any(metric in line for line in run.metrics) for run in runs):
-            return metric
-    raise RunError(f"none of {', '.join(_DEFAULTS)} is in every run: --metric names another")
+def _shared_metrics(runs: Sequence[Run]) -> tuple[str, ...]:
+    known = [{name for line in run.metrics for name in line} for run in runs]
+    for metrics in _DEFAULTS:
+        if all(names.issuperset(metrics) for names in known):
+            return metrics
+    listed = ", ".join(" with ".join(metrics) for metrics in _DEFAULTS)
+    raise RunError(f"none of {listed} is in every run: --metric names another")
 
 
 def curve_of(run: Run, metric: str, x: str, label: str) -> Curve:
@@ -90,8 +99,8 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
         if first < number:
             labels.append(labels[first])
             continue
-        env = own.get("env")
-        peers = [other for other in settings if other.get("env") == env]
+        env = own.get("env") or own.get("data")
+        peers = [other for other in settings if (other.get("env") or other.get("data")) == env]
         named = sorted({path for peer in peers for path in own.keys() | peer.keys() if own.get(path) != peer.get(path)})
         said = [f"{path}={own.get(path)}" for path in named[:_MOST_NAMED]]
         rest = [f"{len(named) - _MOST_NAMED} more: {runs[number].folder.name}"] if len(named) > _MOST_NAMED else []
@@ -102,8 +111,10 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Settings of training by their path, without what may differ between runs that are drawn as one."""
-    train = run.config.get("train")
-    kept = {name: value for name, value in train.items() if name not in _ALIKE} if isinstance(train, dict) else {}
+    settings = next((run.config[part] for part in _SETTINGS if isinstance(run.config.get(part), dict)), {})
+    kept = {name: value for name, value in settings.items() if name not in _ALIKE}
+    if isinstance(kept.get("train"), dict):  # of a run of imitate or train-world; its steps are a batch's
+        kept["train"] = {name: value for name, value in kept["train"].items() if name not in _ALIKE - {"steps"}}
     return dict(_leaves(kept, ""))
 
 

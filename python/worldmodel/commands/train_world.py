@@ -15,8 +15,8 @@ from worldmodel.acting.recording import record
 from worldmodel.commands.command_line import parse
 from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import blocks_named, environment_arguments
+from worldmodel.commands.timed_loop import timed_loop
 from worldmodel.environments.returning import table
-from worldmodel.learning.metrics import MetricMeans
 from worldmodel.learning.settings import default_folder
 from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.token_evaluation import evaluate_returning
@@ -168,8 +168,7 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
                 trainer.load_state_dict({part: run.load(part) for part in parts})
         run.configure({**run.config, **described_run(config)})
         with Interrupt() as interrupt:
-            _loop(trainer, run, options.log_seconds, interrupt)
-            run.save(trainer.updates, trainer.state_dict())
+            timed_loop(trainer, run, interrupt, options.log_seconds)
             if options.evaluate_steps and not interrupt.requested:
                 _evaluate(trainer, described, run, options.evaluate_steps)
         return run, interrupt.signal
@@ -193,18 +192,6 @@ def _check_resumable(saved: WorldRunConfig, given: WorldRunConfig) -> None:
     there = dataclasses.replace(saved, train=train)
     if found := differences(to_json(there), to_json(given)):
         raise ConfigurationError(f"a resumed run keeps its settings, but {found[0]}")
-
-
-def _loop(trainer: TokenTrainer, run: Run, log_seconds: float, interrupt: Interrupt) -> None:
-    means, logged = MetricMeans(), time.perf_counter()
-    while not (trainer.finished or interrupt.requested):
-        means.add(trainer.iterate())
-        if time.perf_counter() - logged >= log_seconds or trainer.finished:
-            logged = time.perf_counter()
-            metrics = {"steps": trainer.updates, "seconds": trainer.seconds, **means.means()}
-            run.log(metrics)
-            shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            print(shown, file=sys.stderr, flush=True)
 
 
 def _evaluate(trainer: TokenTrainer, described: Described, run: Run, steps: int) -> None:

@@ -31,7 +31,7 @@ from worldmodel.runs.fields import (
     checked_value,
     field_hints,
 )
-from worldmodel.runs.run import Run
+from worldmodel.runs.run import Run, RunError
 
 CHOSEN = "auto"  # the preset is chosen by the spaces
 _OF_DATA = ("data_columns", "action_steps", "held_out")
@@ -196,6 +196,10 @@ class TrainConfig(Checked):
                     )
 
 
+_OTHERS = {
+    "imitate": "a policy without a world model, for evaluate and plot",
+    "train-world": "a world that stays, for play",
+}
 # May change on resume.
 _FREE = {
     "steps",
@@ -217,7 +221,14 @@ _FREE = {
 
 
 def saved_config(run: Run) -> TrainConfig:
-    """The run's settings; raises ConfigurationError if another version's do not fit."""
+    """The run's settings.
+
+    Raises:
+        ConfigurationError: another version's do not fit.
+        RunError: another command's run.
+    """
+    if run.command in _OTHERS:
+        raise RunError(f"{run.folder} is a run of {run.command}, {_OTHERS[run.command]}; expected a run of train")
     values = run.config.get("train")
     if isinstance(values, dict):
         values = {"preset": "popgym", "image_size": None, **values}  # the defaults of earlier releases

@@ -185,7 +185,7 @@ def source_of(config: WorldRunConfig, described: Described) -> ViewSource:
 def saved_world_config(run: Run) -> WorldRunConfig:
     """Raises RunError for another kind of run, ConfigurationError for damaged settings."""
     if not isinstance(run.config.get("world"), dict):
-        raise RunError(f"{run.folder} is no run of train-world, which makes worlds: its settings have no part 'world'")
+        raise RunError(f"{run.folder} is a run of {run.command}, expected one of train-world, which makes worlds")
     return from_json(WorldRunConfig, run.config["world"], "world")
 
 

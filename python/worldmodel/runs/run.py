@@ -35,6 +35,8 @@ __all__ = ["Run", "RunError"]
 
 FORMAT = 2  # of config.json
 KEPT = 2  # the newest may be damaged
+_COMMANDS = {"imitation": "imitate", "world": "train-world"}  # by the part of config.json that is theirs alone
+_BEST_BY = ("eval/return", "held_out/action")
 _REPLACED = ".old.partial"
 _MOST_METRICS = 2**28  # bytes of metrics.jsonl: a line every five seconds for three weeks
 _MOST_NAMED = 9999  # of the numbers that make a folder's name unique
@@ -63,14 +65,20 @@ class Run:
         self._lock: Lock | None = None
         self._reads_best = False
 
+    @property
+    def command(self) -> str:
+        """The command that made it: train, train-world or imitate."""
+        return next((name for part, name in _COMMANDS.items() if isinstance(self.config.get(part), dict)), "train")
+
     @classmethod
     def at_best(cls, folder: Path | str) -> "Run":
         """The run, of which ``load`` reads the weights of the best evaluation. Raises RunError as well without one."""
         run = cls(folder)
         if run.best is None:
-            raise RunError(
-                f"{run.folder} has no best checkpoint: training evaluates every --eval-minutes, where the policy acts"
-            )
+            measured = "training evaluates every --eval-minutes, where the policy acts"
+            if run.command == "imitate":
+                measured = "no loss on held-out episodes was measured"
+            raise RunError(f"{run.folder} has no best checkpoint: {measured}")
         run._reads_best = True
         return run
 
@@ -146,8 +154,8 @@ class Run:
             found = files.read_json(path)
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error}") from error
-        if not isinstance(found, dict) or not isinstance(found.get("eval/return"), int | float):
-            raise RunError(f"{path} is damaged: it has no eval/return")
+        if not isinstance(found, dict) or not any(isinstance(found.get(name), int | float) for name in _BEST_BY):
+            raise RunError(f"{path} is damaged: it has no {' or '.join(_BEST_BY)}")
         return found
 
     def save_best(self, parts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
