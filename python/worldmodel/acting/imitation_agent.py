@@ -255,4 +255,4 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
         if said:
             before = bool(self.told[-1].success)
             self.told[-1].success = before or bool(np.any(said))
-        return result  # type: ignore[return-value]
+        return result

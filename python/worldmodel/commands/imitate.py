@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -168,8 +168,9 @@ def imitate(options: ImitateOptions, files: Sequence[Episodes]) -> tuple[Run, in
         _say(config, source, others, trainer, run)
         with Interrupt() as interrupt:
             held_out = None if others is None else _HeldOut(trainer, run, others, interrupt, options.held_out_minutes)
-            how = {} if held_out is None else {"measure": held_out}
-            timed_loop(trainer, run, interrupt, options.log_seconds, 60 * options.save_minutes, named=_named, **how)
+            how: dict[str, Any] = {"named": _named, "shown": ("loss/action", HELD_OUT)}
+            how |= {} if held_out is None else {"measure": held_out}
+            timed_loop(trainer, run, interrupt, options.log_seconds, 60 * options.save_minutes, **how)
         named = shlex.quote(str(run.folder))
         said = f"interrupted and saved; go on with: python -m worldmodel imitate --resume {named}"
         if not interrupt.requested:
@@ -231,7 +232,7 @@ def _say(
     lines = [
         f"{config.env or config.data}, run folder {run.folder}{begun}",
         f"{source.transitions:,} actions of {source.file.episodes:,} episodes, {held_out:,} more episodes held out",
-        *source.observation_spec.description(not trainer.updates),
+        *source.observation_spec.description(False),
     ]
     if trainer.finished:
         lines.append("nothing is left to do: give more --minutes or --updates")

@@ -14,8 +14,13 @@ from worldmodel.runs.run import Run, RunError
 
 _X = {"steps": ("steps", 1.0), "updates": ("updates", 1.0), "minutes": ("seconds", 60.0)}
 # Metrics that are drawn together.
-_DEFAULTS = (("eval/return",), ("episode/return",), ("loss/model",), ("held_out/action", "loss/action"))
-_DEFAULTS += (("loss/action",),)
+_DEFAULTS: tuple[tuple[str, ...], ...] = (
+    ("eval/return",),
+    ("episode/return",),
+    ("loss/model",),
+    ("held_out/action", "loss/action"),
+    ("loss/action",),
+)
 _SETTINGS = ("train", "world", "imitation")  # parts of config.json
 # What may differ between runs that are drawn as one; limits only end a curve.
 _ALIKE = {"seed", "steps", "updates", "minutes", "clock", "threads", "device", "chunk_steps", "log_seconds"}
@@ -111,7 +116,9 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Settings of training by their path, without what may differ between runs that are drawn as one."""
-    settings = next((run.config[part] for part in _SETTINGS if isinstance(run.config.get(part), dict)), {})
+    settings: dict[str, Any] = next(
+        (run.config[part] for part in _SETTINGS if isinstance(run.config.get(part), dict)), {}
+    )
     kept = {name: value for name, value in settings.items() if name not in _ALIKE}
     if isinstance(kept.get("train"), dict):  # of a run of imitate or train-world; its steps are a batch's
         kept["train"] = {name: value for name, value in kept["train"].items() if name not in _ALIKE - {"steps"}}

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from worldmodel.commands.interrupt import Interrupt
@@ -32,6 +32,7 @@ def timed_loop(
     *,
     named: Callable[[str], str] = str,
     measure: Callable[[], Mapping[str, float]] = dict,
+    shown: Sequence[str] | None = None,
 ) -> None:
     """Trains, logs and saves until the limit, or an interrupt.
 
@@ -43,6 +44,7 @@ def timed_loop(
         save_seconds: between checkpoints; the last is written at the end.
         named: what a metric of the trainer is called in the log.
         measure: called after each update; the metrics that it returns, if any, are logged at once.
+        shown: names of the metrics that are printed as well, beside steps and seconds; all if None.
 
     Raises:
         TrainingFailed: a loss or gradient that is not finite.
@@ -64,8 +66,9 @@ def timed_loop(
             counts = {"steps": trainer.updates, "updates": trainer.updates, "seconds": round(trainer.seconds, 3)}
             metrics = {**counts, **means.means(), **measured}
             run.log(metrics)
-            shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "updates")
-            print(shown, file=sys.stderr, flush=True)
+            names = ("steps", "seconds", *(set(metrics) - {*counts} if shown is None else shown))
+            said = " ".join(f"{name} {metrics[name]:.4g}" for name in metrics if name in names)
+            print(said, file=sys.stderr, flush=True)
         if now - saved >= save_seconds:
             saved = now
             run.save(trainer.updates, trainer.state_dict())
