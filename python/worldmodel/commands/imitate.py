@@ -1,6 +1,7 @@
 """``imitate``: a policy from recorded demonstrations."""
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -24,6 +25,8 @@ from worldmodel.learning.imitation_run import (
     HeldOutActions,
     ImitationRunConfig,
     check_learnable,
+    custom_blocks,
+    described_run,
     imitation_sources,
     recorded_environment,
     saved_imitation_config,
@@ -38,7 +41,7 @@ from worldmodel.runs.configuration import ConfigurationError, differences, to_js
 from worldmodel.runs.fields import Positive, Share, Text, Threads
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run, RunError
-from worldmodel.runs.trust import check_installed
+from worldmodel.runs.trust import check_installed, installed_alone
 
 _FREE = ("minutes", "clock", "updates")  # may change on resume
 _SHARE, _ALLOWANCE = 0.05, 5.0  # of training time that held-out episodes take, and seconds beyond it
@@ -80,6 +83,8 @@ class ImitateOptions(ImitationTrainConfig):
     """Folder of the new run; runs/ENV-DATE if not given."""
     resume: Path | None = None
     """Folder of a run to resume with its own settings; only --minutes, --clock, --updates and intervals may change."""
+    trust: bool = False
+    """With --resume: import memory blocks that the run names even if they are not installed. This executes them."""
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -152,10 +157,14 @@ def imitate(options: ImitateOptions, files: Sequence[Episodes]) -> tuple[Run, in
         _check_resumable(saved_imitation_config(Run(options.resume)), config)
         if options.run is not None:
             raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
+        if not options.trust:
+            check_installed(options.resume, custom_blocks(config))
+    elif options.trust:
+        raise ConfigurationError("--trust is of the run that --resume names: leave it out")
     source, others = imitation_sources(config, files)
-    trainer = ImitationTrainer(config.train, source)
-    spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
-    described = {"imitation": to_json(config), "spaces": to_json(spaces)}
+    with installed_alone(options.resume, options.trust) if options.resume else contextlib.nullcontext():
+        trainer = ImitationTrainer(config.train, source)
+    described = described_run(config, source)
     if options.resume is not None:
         run = Run.open_to_write(options.resume)
     else:

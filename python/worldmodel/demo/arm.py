@@ -29,10 +29,12 @@ from worldmodel.demo.arm_picture import Shown, draw, film
 from worldmodel.environments.arm.game import observed
 from worldmodel.environments.arm.pictures import pictures
 from worldmodel.environments.arm.worlds import TASKS, ArmConfig, ArmWorlds
+from worldmodel.learning.imitation_run import ImitationRunConfig, described_run
 from worldmodel.learning.imitation_trainer import ImitationTrainConfig, ImitationTrainer, demonstrations
 from worldmodel.learning.threads import threads_restored
 from worldmodel.model.imitation import ImitationPolicy
 from worldmodel.runs.fields import Bounds, Checked, Positive, Seed, check_writable
+from worldmodel.runs.run import Run
 
 ARM = ArmConfig(joints=True)
 _SAY_SECONDS = 15
@@ -44,7 +46,7 @@ class ArmDemoOptions(Checked):
     """Records demonstrations of four tasks, learns to imitate them, tries every task, and draws and films the arm."""
 
     folder: Path = Path("demo-arm")
-    """Folder for the demonstrations, the results, the picture and the film."""
+    """Folder for the demonstrations, the policy, the results, the picture and the film."""
     demonstrations: Annotated[int, Bounds(4, 100_000)] = 1200
     """Recorded episodes."""
     seconds: Positive = 150
@@ -75,6 +77,7 @@ def run_arm(options: ArmDemoOptions) -> Path:
         f"recorded {options.demonstrations:,} episodes, {steps:,} steps, in {time.perf_counter() - start:.0f} s: {path}"
     )
     trainer = _train(options, path)
+    _say(f"for `python -m worldmodel evaluate`: {_saved(trainer, path, folder / 'run')}")
     policy, file = trainer.policy.eval(), EpisodeFile(path)
     random = np.random.default_rng(options.seed)
 
@@ -129,6 +132,15 @@ def _train(options: ArmDemoOptions, path: Path) -> ImitationTrainer:
             _say(f"{trainer.updates:,} updates: an action costs {np.mean(nats):.2f} nats")
             nats.clear()
     return trainer
+
+
+def _saved(trainer: ImitationTrainer, path: Path, folder: Path) -> Path:
+    """The folder of a run of ``imitate`` with the policy, a numbered one if there is one already."""
+    config = ImitationRunConfig(path, held_out=0.0, env="worldmodel/Arm-v0", env_args=vars(ARM), train=trainer.config)
+    run = Run.create(folder, described_run(config, trainer.source), numbered=True)
+    run.save(trainer.updates, trainer.state_dict())
+    run.close()
+    return run.folder
 
 
 def _say(text: str) -> None:

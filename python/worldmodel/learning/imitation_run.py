@@ -10,13 +10,14 @@ import torch
 
 from worldmodel.data.datasets import OBSERVED, Episodes, RecordedSource
 from worldmodel.data.selection import SelectedEpisodes, held_out_split, open_episodes
+from worldmodel.data.source import Source
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.single import make_single
 from worldmodel.learning.imitation_trainer import ImitationTrainConfig
 from worldmodel.learning.settings import saved_specs, usable_device
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.imitation import ImitationPolicy
-from worldmodel.runs.configuration import from_json
+from worldmodel.runs.configuration import from_json, to_json
 from worldmodel.runs.fields import Checked, ConfigurationError, Count, Share, Text
 from worldmodel.runs.memory import machine_memory
 from worldmodel.runs.run import Run, RunError
@@ -139,6 +140,12 @@ class HeldOutActions:
             losses = policy.head.loss(features[acts], batch.actions[acts])
             total, count = total + float(losses.double().sum()), count + losses.numel()
         return total / max(count, 1)
+
+
+def described_run(config: ImitationRunConfig, source: Source) -> dict[str, Any]:
+    """``config.json`` of a new run."""
+    spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
+    return {"imitation": to_json(config), "spaces": to_json(spaces)}
 
 
 def saved_imitation_config(run: Run) -> ImitationRunConfig:
