@@ -161,7 +161,7 @@ def one_step(arrays):
         ),
         (
             lambda arrays: arrays["observations/joints"].__setitem__(3, np.nan),
-            "episode 0, step 3: observation 'joints'",
+            "episode 0, step 3: episodes: observation 'joints' holds NaN",
         ),
         (one_step, "episode 1, step 0: the episode has one step and no action"),
     ],
