@@ -5,6 +5,8 @@ import json
 import pathlib
 
 from worldmodel.__main__ import main
+from worldmodel.learning.imitation_run import load_policy, saved_imitation_config
+from worldmodel.runs.run import Run
 
 
 def test_the_demonstration_leaves_figures_a_picture_and_a_film(tmp_path, capsys):
@@ -13,12 +15,9 @@ def test_the_demonstration_leaves_figures_a_picture_and_a_film(tmp_path, capsys)
     assert main(["demo", "arm", *(text for name, value in given.items() for text in (f"--{name}", str(value)))]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(folder / "arm.png") and (folder / "arm.png").stat().st_size > 30_000
-    run = str(folder / "run")
-    assert (
-        run in captured.err
-        and main(["evaluate", run, "--episodes", "4", "--max-steps", "1", "--random-episodes", "0"]) == 0
-    )
-    assert "stack: success 0%" in capsys.readouterr().out
+    run = Run(folder / "run")
+    assert str(run.folder) in captured.err and saved_imitation_config(run).env_args["joints"] is True
+    assert load_policy(run).perception is not None
     summary = json.loads((folder / "arm.json").read_text())
     assert list(summary["success"]) == ["imitated", "mean command", "random"]
     assert all(list(shares) == ["pick", "push", "stack", "wipe"] for shares in summary["success"].values())

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 
 import gymnasium
@@ -195,6 +196,29 @@ def test_other_commands_say_what_the_run_is(imitated, capsys):
         assert f"{imitated} is a run of imitate, a policy without a world model, for evaluate and plot" in said
     assert "is a run of imitate, expected one of train-world" in refused(capsys, "play", imitated, "--text")
     assert "--video is of runs of train" in refused(capsys, "evaluate", imitated, "--video")
+
+
+def test_a_run_of_someone_else_executes_nothing_and_allocates_no_more_than_its_weights(imitated, tmp_path, capsys):
+    run = shutil.copytree(imitated, tmp_path / "run")
+    (run / "hostile.py").write_text("import pathlib; pathlib.Path(__file__).with_name('executed').touch()")
+    config = json.loads((run / "config.json").read_text())
+
+    def changed(change):
+        own = json.loads(json.dumps(config))
+        change(own["imitation"])
+        (run / "config.json").write_text(json.dumps(own))
+        return refused(capsys, "evaluate", run, "--episodes", "1")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run)
+        patch.syspath_prepend(str(run))
+        assert "hostile" in changed(lambda own: own.update(env="hostile:make"))
+        block = [{"kind": "custom", "block": "hostile:Block"}]
+        assert "hostile" in changed(lambda own: own["train"]["policy"]["memory"].update(blocks=block))
+    assert not (run / "executed").exists()
+    said = changed(lambda own: own["train"]["policy"].update(hidden=60_000))
+    assert "holds the weights of another configuration" in said
+    assert "imitation.train has nothing" in changed(lambda own: own["train"].update(nothing=1))
 
 
 def test_curves_of_imitation_are_drawn_together_and_named_by_what_differs(imitated, recorded, tmp_path, capsys):
