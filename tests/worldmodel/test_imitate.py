@@ -105,7 +105,7 @@ def test_the_best_checkpoint_is_that_of_the_least_held_out_loss(recorded, tmp_pa
     assert Run(folder).best_evaluation["updates"] == 2, "a resumed run knows the best before"
 
 
-def test_an_interrupt_saves(recorded, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(recorded, tmp_path, monkeypatch, capsys):
     iterate = ImitationTrainer.iterate
 
     def interrupted(self):
@@ -113,11 +113,18 @@ def test_an_interrupt_saves(recorded, tmp_path, monkeypatch, capsys):
         signal.raise_signal(signal.SIGINT)
         return found
 
-    monkeypatch.setattr(ImitationTrainer, "iterate", interrupted)
-    folder = str(tmp_path / "run")
-    assert main(["imitate", "--data", str(recorded), "--run", folder, *SMALL, "--updates", "9"]) == 130
+    whole, folder = str(tmp_path / "whole"), str(tmp_path / "run")
+    given = ["imitate", "--data", str(recorded), *SMALL, "--updates", "3"]
+    assert main([*given, "--run", whole]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ImitationTrainer, "iterate", interrupted)
+        assert main([*given, "--run", folder]) == 130
     assert f"python -m worldmodel imitate --resume {folder}" in capsys.readouterr().err
     assert Run(folder).checkpoints[-1].name == f"{1:012d}" and Run(folder).metrics[-1]["updates"] == 1
+    assert main(["imitate", "--resume", folder]) == 0
+    expected, found = load_policy(Run(whole)).state_dict(), load_policy(Run(folder)).state_dict()
+    assert all((found[name] == value).all() for name, value in expected.items())
+    assert Run(folder).metrics[-1]["held_out/action"] == Run(whole).metrics[-1]["held_out/action"]
 
 
 def test_tasks_are_chosen_by_name_or_index(recorded, tmp_path, capsys):
