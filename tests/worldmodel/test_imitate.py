@@ -197,7 +197,8 @@ def test_what_cannot_be_imitated_is_refused(recorded, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_other_commands_say_what_the_run_is(imitated, capsys):
+def test_other_commands_say_what_the_run_is(imitated, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where play locks the new world's file
     for command in (["imagine"], ["plan"], ["train", "--resume"], ["train", "--init-from"]):
         said = refused(capsys, *command, imitated)
         assert f"{imitated} is a run of imitate, a policy without a world model, for evaluate and plot" in said
