@@ -17,14 +17,10 @@ from torch import Tensor
 from worldmodel.environments.radar.game import SILENT, Policy, RadarGameConfig, RadarGames
 from worldmodel.environments.radar.policies import random
 from worldmodel.learning.channel_agent import ChannelAgent, ChannelAgentConfig, RadarPlayer, radar_agent
-from worldmodel.learning.interval import Clock
-from worldmodel.learning.timed import Timed, scheduled_step
+from worldmodel.learning.timed import Rate, ScheduledConfig, Timed, scheduled_step
 from worldmodel.runs.fields import (
     Bounds,
-    Checked,
     Limit,
-    Positive,
-    Seed,
     Share,
     Size,
     Weight,
@@ -34,7 +30,7 @@ EASY = 8  # intervals: a look-back with which training begins
 
 
 @dataclasses.dataclass(frozen=True)
-class ChannelTrainConfig(Checked):
+class ChannelTrainConfig(ScheduledConfig):
     """How an agent is trained.
 
     Attributes:
@@ -43,17 +39,10 @@ class ChannelTrainConfig(Checked):
         steps: intervals of each that carry a loss, after as many as the longest look-back takes.
         curriculum: first share of the training in which the longest look-back grows from ``EASY`` to the game's.
         passes: updates with the same games.
-        lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
-        warmup: updates.
-        cooldown: last share of the training, in which the rate falls.
-        weight_decay: of AdamW.
-        max_grad_norm: of all gradients together.
         entropy: weight of the policy's entropy, which keeps equally good channels equally probable.
         prediction: weight of the prediction of the other side's channel.
-        minutes: of training.
-        clock: of ``minutes``, "wall", or "cpu" for processor time.
-        updates: at most, if given.
-        seed: of weights and games.
+
+    The others are of ``ScheduledConfig``.
     """
 
     agent: ChannelAgentConfig = ChannelAgentConfig()  # noqa: RUF009
@@ -61,17 +50,9 @@ class ChannelTrainConfig(Checked):
     steps: Annotated[int, Bounds(1, 2**20)] = 40
     curriculum: Share = 0.5
     passes: Limit = 2
-    lr: Annotated[float, Bounds(0, 10, above=True)] = 3e-3
-    warmup: Limit = 50
-    cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.5
-    weight_decay: Share = 0.01
-    max_grad_norm: Positive = 1.0
     entropy: Weight = 0.01
     prediction: Weight = 1.0
-    minutes: Positive = 1.0
-    clock: Clock = "wall"
-    updates: Limit | None = None
-    seed: Seed = 0
+    lr: Rate = dataclasses.field(default=3e-3, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

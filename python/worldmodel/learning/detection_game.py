@@ -23,9 +23,8 @@ from worldmodel.environments.radar.jamming import CopyConfig, barrage, repeat, s
 from worldmodel.environments.radar.receiver import adaptive_filter, cfar_threshold, doppler_filter, range_doppler_map
 from worldmodel.environments.radar.theory import power
 from worldmodel.learning.detection_networks import DetectionNetwork, JammerNetwork, NetworkConfig
-from worldmodel.learning.interval import Clock
-from worldmodel.learning.timed import Timed, falling
-from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
+from worldmodel.learning.timed import Timed, TimedConfig, falling, set_gradients
+from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Share, Size, Weight
 
 Jam = Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
 """Pulse heard (batch, samples), jammer-to-noise ratio (batch,), generator → jamming (batch, pulses, cells)."""
@@ -151,7 +150,7 @@ def cfar_scores(radar: RadarConfig, config: CFARConfig, adaptive: bool = False) 
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectionTrainConfig(Checked):
+class DetectionTrainConfig(TimedConfig):
     """How detector and jammer learn.
 
     Attributes:
@@ -163,10 +162,8 @@ class DetectionTrainConfig(Checked):
         jammer_every: updates of the detector before one of the jammer.
         turn: updates of the detector after which the jammer as it is then joins the pool.
         past: share of the detector's updates against any of the pool; the others are against the newest.
-        minutes: of training.
-        clock: of ``minutes``, "wall", or "cpu" for processor time.
-        updates: of the detector, at most, if given.
-        seed: of weights and intervals.
+
+    The others are of ``TimedConfig``; updates are the detector's.
     """
 
     detector: NetworkConfig = NetworkConfig()  # noqa: RUF009
@@ -177,10 +174,7 @@ class DetectionTrainConfig(Checked):
     jammer_every: Limit = 3
     turn: Limit = 100
     past: Share = 0.5
-    minutes: Positive = 2.0
-    clock: Clock = "wall"
-    updates: Limit | None = None
-    seed: Seed = 0
+    minutes: Positive = dataclasses.field(default=2.0, kw_only=True)
 
 
 def detection_loss(detector: Detector, scene: Scene, empty_weight: float) -> Tensor:
@@ -267,8 +261,7 @@ class DetectionTrainer(Timed):
         """Lowers ``loss`` by the parameters of ``optimizers`` alone."""
         groups = [optimizer.param_groups[0]["params"] for optimizer in optimizers]
         parameters = [parameter for group in groups for parameter in group]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
+        set_gradients(parameters, loss)
         for optimizer, group in zip(optimizers, groups, strict=True):
             torch.nn.utils.clip_grad_norm_(group, 1.0)
             optimizer.step()

@@ -16,17 +16,16 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.datasets import RecordedSource
 from worldmodel.data.selection import SelectedEpisodes, open_episodes
 from worldmodel.data.source import Source
-from worldmodel.learning.interval import Clock
-from worldmodel.learning.timed import Timed, scheduled_step
+from worldmodel.learning.timed import ScheduledConfig, Timed, scheduled_step, set_gradients
 from worldmodel.model.imitation import ImitationConfig, ImitationPolicy
 from worldmodel.model.vae_gan import VaeGan
-from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Limit, Positive, Seed, Share, Size, Weight
+from worldmodel.runs.fields import Bounds, ConfigurationError, Size, Weight
 
 Reconstruction = Literal["vae_gan", "vae", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ImitationTrainConfig(Checked):
+class ImitationTrainConfig(ScheduledConfig):
     """How a policy is trained.
 
     Attributes:
@@ -40,15 +39,8 @@ class ImitationTrainConfig(Checked):
         kl: weight of the latents' KL from a standard normal, beside the squared error of pixels.
         features: weight of the error of the discriminator's features, beside that of pixels.
         adversarial: weight of deceiving the discriminator, beside the error of pixels.
-        max_grad_norm: of the gradients of policy, decoder and discriminator, each.
-        lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
-        warmup: updates.
-        cooldown: last share of the training, in which the rate falls.
-        weight_decay: of AdamW.
-        minutes: of training.
-        clock: of ``minutes``, "wall", or "cpu" for processor time.
-        updates: at most, if given.
-        seed: of weights and samples.
+
+    The others are of ``ScheduledConfig``; policy, decoder and discriminator have an optimizer each.
     """
 
     policy: ImitationConfig = ImitationConfig()  # noqa: RUF009
@@ -60,15 +52,6 @@ class ImitationTrainConfig(Checked):
     kl: Weight = 0.01
     features: Weight = 0.1
     adversarial: Weight = 0.2
-    lr: Annotated[float, Bounds(0, 10, above=True)] = 2e-3
-    warmup: Limit = 50
-    cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.5
-    weight_decay: Share = 0.01
-    max_grad_norm: Positive = 1.0
-    minutes: Positive = 1.0
-    clock: Clock = "wall"
-    updates: Limit | None = None
-    seed: Seed = 0
 
 
 def demonstrations(path: Path, config: ImitationTrainConfig) -> RecordedSource:
@@ -157,21 +140,14 @@ class ImitationTrainer(Timed):
             self.policy.update_statistics(batch.observations)
             losses, own = self.losses(batch)
             metrics = {name: float(loss.detach()) for name, loss in losses.items()}
-            self._set_gradients(list(self.policy.parameters()), sum(losses.values(), torch.zeros(())))
+            set_gradients(list(self.policy.parameters()), sum(losses.values(), torch.zeros(())))
             if own is not None and self.vae_gan is not None:
                 metrics["discriminator"] = float(own.detach())
-                self._set_gradients(list(self.vae_gan.discriminator.parameters()), own)
+                set_gradients(list(self.vae_gan.discriminator.parameters()), own)
             for name, optimizer in self.optimizers.items():
                 metrics[f"{name}_grad_norm"] = scheduled_step(optimizer, self.config, self.updates, self.progress, name)
             self.updates += 1
         return metrics
-
-    @staticmethod
-    def _set_gradients(parameters: list[torch.nn.Parameter], loss: Tensor) -> None:
-        """Of ``loss``, into ``parameters`` alone."""
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
 
     def state_dict(self) -> dict[str, Any]:
         """For ``Run.save``: parts by name."""

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from worldmodel.environments.radar.config import Decibels
 from worldmodel.environments.radar.echoes import normal
-from worldmodel.learning.interval import Clock
-from worldmodel.learning.timed import Timed, falling
-from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Size, Weight
+from worldmodel.learning.timed import Timed, TimedConfig, falling
+from worldmodel.runs.fields import Bounds, Size, Weight
 
 FAMILIES = ("LFM", "third-order FM", "phase code")
 
@@ -69,7 +68,7 @@ def compressed(found: Tensor, pulses: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecoveryConfig(Checked):
+class RecoveryConfig(TimedConfig):
     """Networks, pulses and training.
 
     Attributes:
@@ -83,10 +82,8 @@ class RecoveryConfig(Checked):
         adversarial: weight of the adversarial loss.
         batch_size: pulses per update.
         lr: of Adam, until it falls to 2% in the last half.
-        minutes: of training.
-        clock: of ``minutes``, "wall", or "cpu" for processor time.
-        updates: at most, if given.
-        seed: of weights and pulses.
+
+    The others are of ``TimedConfig``.
     """
 
     samples: Size = 64
@@ -99,10 +96,6 @@ class RecoveryConfig(Checked):
     adversarial: Weight = 0.01
     batch_size: Size = 48
     lr: Annotated[float, Bounds(0, 1, above=True)] = 5e-3
-    minutes: Positive = 1.0
-    clock: Clock = "wall"
-    updates: Limit | None = None
-    seed: Seed = 0
 
 
 class RecoveryNetwork(nn.Module):

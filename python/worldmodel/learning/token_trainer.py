@@ -8,48 +8,35 @@ import torch
 from torch import Tensor
 
 from worldmodel.data.batch import State
-from worldmodel.learning.interval import Clock
-from worldmodel.learning.timed import Timed, scheduled_step
+from worldmodel.learning.timed import Rate, ScheduledConfig, Timed, scheduled_step
 from worldmodel.learning.view_sources import ViewBatch, ViewSource, pad_step
 from worldmodel.model.motion import LearnedMotion
 from worldmodel.model.tokens import TokenConfig, TokenPrediction, TokenWorldModel
-from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
+from worldmodel.runs.fields import Bounds, Limit, Positive, Size, Weight
 
 
-@dataclasses.dataclass
-class TokenTrainConfig(Checked):
+@dataclasses.dataclass(frozen=True)
+class TokenTrainConfig(ScheduledConfig):
     """How a ``TokenWorldModel`` is trained.
 
     Attributes:
         batch_size: episodes per update.
         steps: per episode.
-        lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
-        warmup: updates.
-        cooldown: last share of the training, in which the rate falls.
-        weight_decay: of AdamW.
-        max_grad_norm: of all gradients together.
         new_weight: of the loss of tokens never seen before, which nothing can tell: small, and not 0, so that the model
             remains uncertain there.
         in_view_weight: of tokens that the view before showed.
-        minutes: of training.
-        clock: of ``minutes``, "wall", or "cpu" for processor time.
-        updates: at most, if given.
-        seed: of weights and data.
+
+    The others are of ``ScheduledConfig``.
     """
 
     batch_size: Size = 32
     steps: Annotated[int, Bounds(2, 2**20)] = 128
-    lr: Annotated[float, Bounds(0, 10, above=True)] = 5e-3
-    warmup: Limit = 20
-    cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.4
-    weight_decay: Share = 0.01
-    max_grad_norm: Positive = 1.0
     new_weight: Weight = 0.1
     in_view_weight: Weight = 0.0
-    minutes: Positive = 0.5
-    clock: Clock = "wall"
-    updates: Limit | None = None
-    seed: Seed = 0
+    minutes: Positive = dataclasses.field(default=0.5, kw_only=True)
+    lr: Rate = dataclasses.field(default=5e-3, kw_only=True)
+    warmup: Limit = dataclasses.field(default=20, kw_only=True)
+    cooldown: Annotated[float, Bounds(0, 1, above=True)] = dataclasses.field(default=0.4, kw_only=True)
 
 
 def predict(
