@@ -3,6 +3,7 @@
     python benchmarks/radar.py agents --memories attention --jammers 8 1-8 --seeds 5 6 7
     python benchmarks/radar.py league --seeds 5
     python benchmarks/radar.py detection --seeds 5 6 7
+    python benchmarks/radar.py memory --seeds 5 6 7
     python benchmarks/radar.py recovery --seeds 5 6 7
     python benchmarks/radar.py agents --memories "attention, sampled chain" --jammers 1-8
     python benchmarks/radar.py world_model --seeds 5 --look-backs 1 4 --minutes 5
@@ -10,8 +11,8 @@
     python benchmarks/radar.py report                      # the tables
 
 Rows are merged into one JSON file. Minutes are CPU time of one thread. Hits are the share of intervals in which the
-jammer was in the radar's channel, after the first ones that the longest look-back and 8 more take. What ``detection``
-and ``recovery`` measure is in ``radar_networks.py``.
+jammer was in the radar's channel, after the first ones that the longest look-back and 8 more take. What ``detection``,
+``memory`` and ``recovery`` measure is in ``radar_networks.py``.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from worldmodel.learning.channel_league import League, LeagueConfig, best_respon
 from worldmodel.learning.channel_trainer import ChannelTrainConfig, RadarTrainer
 
 RESULT = Path(__file__).resolve().parent / "results" / "radar_cpu.json"
-SECTIONS = ("agents", "baselines", "league", "detection", "recovery", "world_model")
+SECTIONS = ("agents", "baselines", "league", "detection", "memory", "recovery", "world_model")
 SAMPLED = ", sampled chain"  # after a memory: it learned from samples of the chain, not from its exact expectation
 MEMORIES = tuple(name + how for how in ("", SAMPLED) for name in memories(1))
 SAMPLED_TIME = 4  # times the seconds, as each sample is simulated
@@ -317,6 +318,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, str]:
         "agents": agent_table(rows),
         "league": league_table(rows),
         "detection": radar_networks.detection_table(rows),
+        "memory": radar_networks.memory_table(rows),
         "pulses": radar_networks.pulse_table(rows),
         "recovery": radar_networks.recovery_table(rows),
         "world model": world_model_table(rows),
@@ -355,6 +357,10 @@ def main() -> None:
     elif chosen.section == "detection":
         for seed in chosen.seeds:
             for row in radar_networks.detection_rows(seed, chosen.seconds):
+                saved.add(row)
+    elif chosen.section == "memory":
+        for seed in chosen.seeds:
+            for row in radar_networks.memory_rows(seed, chosen.seconds):
                 saved.add(row)
     elif chosen.section == "recovery":
         for seed in chosen.seeds:

@@ -1,4 +1,4 @@
-"""Rows and tables of ``radar.py``: a detection network under jamming, learned pulses, a jammer's recovery of pulses."""
+"""Rows and tables of ``radar.py``: detection networks under jamming, with a memory too, learned pulses, a jammer's recovery of pulses."""
 
 import copy
 import dataclasses
@@ -24,13 +24,31 @@ from worldmodel.learning.detection_game import (
     learned,
     measure,
 )
+from worldmodel.learning.detection_networks import TrackingConfig
 from worldmodel.learning.pulse_recovery import FAMILIES, RecoveryConfig, RecoveryTrainer, similarities
+from worldmodel.learning.track_detection import (
+    TrackConfig,
+    TrackTrainer,
+    each_alone,
+    measure_tracks,
+    remembering,
+    summed,
+)
 
 SCENE = SceneConfig()
 SECONDS, PULSE_SECONDS, RECOVERY_SECONDS = 60, 15, 30  # of training, CPU time
 MAPS, SEED, CODES, FRESH = 3072, 1000, 4, 100
 DETECTORS = {"cfar": "CA-CFAR", "adaptive_cfar": "CA-CFAR, flat spectrum", "network": "network"}
 TRAINED, PAST, UNTRAINED = "learned with the network", "learned, past", "learned afresh"
+TRACKS = TrackConfig()
+MEMORY_SECONDS, TRACK_COUNT, SHOWN = 120, 1024, (1, 2, 4, 8)
+TRACKERS = {
+    "cfar": "CA-CFAR, each interval alone",
+    "powers": "powers summed along the ways",
+    "odds": "network, log odds summed along the ways",
+    "staying": "network with memory, frame that stays",
+    "memory": "network with memory, frame that follows",
+}
 NONE, PRESENT = "none", "copies of the present pulse"
 GOAL, AIM = 0.1, 0.2
 RATIOS = (-5.0, 0.0, 5.0, 10.0)  # dB per sample
@@ -100,6 +118,58 @@ def pulse_rows(before: DetectionTrainer, seed: int) -> Iterator[dict[str, Any]]:
                 **{detector: one.detection for detector, one in found.items()},
                 "peak_sidelobe": statistics.fmean(peak_sidelobe(correlation(pulse)) for pulse in pulses),
             }
+
+
+def memory_rows(seed: int, seconds: float | None) -> Iterator[dict[str, Any]]:
+    """A row per kind of jammer: share of targets found in each interval of tracks, by each detector."""
+    seconds = MEMORY_SECONDS if seconds is None else seconds
+    radar, moved = TRACKS.radar, TRACKS.moved
+    alone = DetectionTrainer(TRACKS, DetectionTrainConfig(minutes=seconds / 60, clock="cpu", seed=seed))
+    trainers = {"alone": alone}
+    for name, following in {"memory": True, "staying": False}.items():
+        config = DetectionTrainConfig(
+            TrackingConfig(following=following), batch_size=8, minutes=seconds / 60, clock="cpu", seed=seed
+        )
+        trainers[name] = TrackTrainer(TRACKS, config)
+    for trainer in trainers.values():
+        while not trainer.finished:
+            trainer.iterate()
+    cfar = cfar_scores(radar, CFARConfig())
+    detectors = {
+        "cfar": each_alone(cfar),
+        "powers": summed(lambda received, pulse: cfar(received, pulse).exp(), moved),
+        "odds": summed(alone.detector, moved),
+        **{name: remembering(trainers[name].detector) for name in ("memory", "staying")},
+    }
+    known = known_jammers(radar)
+    jammers: dict[str, Jam | None] = {TRAINED: learned(trainers["memory"].jammer, radar)}
+    jammers |= {name: known[name] for name in ("barrage", "copies", "interrupted copies")}
+    scene = dataclasses.replace(TRACKS, intervals=max(SHOWN))
+    for name, jam in (jammers | {NONE: None}).items():
+        yield {
+            "section": "memory",
+            "jammer": name,
+            "seed": seed,
+            "seconds": seconds,
+            "updates": {name: trainer.updates for name, trainer in trainers.items()},
+            "maps": TRACK_COUNT,
+            **measure_tracks(detectors, scene, jam, TRACK_COUNT, SEED),
+        }
+
+
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    """Pd in some intervals at equal false alarms, by jammer and detector."""
+    cells = []
+    for jammer in (TRAINED, "barrage", "copies", "interrupted copies", NONE):
+        found = [row for row in rows if row["section"] == "memory" and row["jammer"] == jammer]
+        for detector, name in TRACKERS.items():
+            if not found:
+                continue
+            shares = [[row[detector][interval - 1] for row in found] for interval in SHOWN]
+            line = [f"{statistics.fmean(each):.3f}" for each in shares]
+            last = ", ".join(f"{share:.3f}" for share in shares[-1])
+            cells.append([jammer, name, *line[:-1], f"{line[-1]} ({last})"])
+    return tables.markdown(["jammer", "detector", *(f"interval {interval}" for interval in SHOWN)], cells)
 
 
 def _detectors(trainer: DetectionTrainer) -> dict[str, Any]:

@@ -78,14 +78,14 @@ class SceneConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Intervals received with and without a target, in the same noise and jamming.
+    """Intervals received with and without a target, in the same noise and jamming; of ``batch``, or one after another.
 
     Attributes:
-        pulse: sent, complex (batch, samples).
-        empty: received without a target, complex (batch, pulses, cells).
+        pulse: sent, complex (batch, samples) or (batch, intervals, samples).
+        empty: received without a target, complex (batch, pulses, cells) or (batch, intervals, pulses, cells).
         full: with one.
-        row: of the target, int64 (batch,).
-        cell: of the target, int64 (batch,).
+        row: of the target, int64 (batch,) or (batch, intervals).
+        cell: of the target, as ``row``.
     """
 
     pulse: Tensor
@@ -93,6 +93,12 @@ class Scene:
     full: Tensor
     row: Tensor
     cell: Tensor
+
+    def at_target(self, scores: Tensor) -> Tensor:
+        """Those of ``scores``, (batch, rows, cells) or (batch, intervals, rows, cells), where the target is."""
+        flat = scores.flatten(0, -3)
+        there = torch.arange(len(flat), device=flat.device)
+        return flat[there, self.row.flatten(), self.cell.flatten()].view(self.row.shape)
 
 
 def sample_scene(
@@ -102,11 +108,18 @@ def sample_scene(
     radar = config.radar
     pulse, heard = config.sample_pulses(batch, pulses, generator)
     echo, row, cell = sample_echo(radar, pulse, torch.full((batch,), power(config.snr)), config.swerling, generator)
-    empty = barrage(radar, torch.ones(batch), generator)
-    if jam is not None:
-        noise = normal(tuple(heard.shape), generator, heard) * math.sqrt(power(-config.intercept))
-        empty = empty + jam(heard + noise, torch.full((batch,), config.jnr), generator)
+    empty = interference(config, heard, jam, generator)
     return Scene(pulse, empty, empty + echo, row, cell)
+
+
+def interference(config: SceneConfig, heard: Tensor, jam: Jam | None, generator: torch.Generator | None) -> Tensor:
+    """Noise, and jamming by a jammer that heard ``heard`` (batch, samples): complex (batch, pulses, cells)."""
+    batch = len(heard)
+    empty = barrage(config.radar, torch.ones(batch), generator)
+    if jam is None:
+        return empty
+    noise = normal(tuple(heard.shape), generator, heard) * math.sqrt(power(-config.intercept))
+    return empty + jam(heard + noise, torch.full((batch,), config.jnr), generator)
 
 
 def known_jammers(radar: RadarConfig) -> dict[str, Jam]:
@@ -181,8 +194,7 @@ def detection_loss(detector: Detector, scene: Scene, empty_weight: float) -> Ten
     """What the detector lowers and the jammer raises: of missed targets, and of false alarms per interval."""
     logits = detector(torch.cat([scene.full, scene.empty]), torch.cat([scene.pulse, scene.pulse]))
     full, empty = logits.chunk(2)
-    found = full[torch.arange(len(full)), scene.row, scene.cell]
-    return F.softplus(-found).mean() + empty_weight * F.softplus(empty).sum((-2, -1)).mean()
+    return F.softplus(-scene.at_target(full)).mean() + empty_weight * F.softplus(empty).sum((-2, -1)).mean()
 
 
 class DetectionTrainer(Timed):
@@ -217,7 +229,7 @@ class DetectionTrainer(Timed):
         self.scene, self.config = scene, config
         self.phases = phases
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.detector, self.jammer = DetectionNetwork(config.detector), JammerNetwork(config.jammer)
+        self.detector, self.jammer = self._build_detector(), JammerNetwork(config.jammer)
         self.pool: list[JammerNetwork | None] = [None]
         sides = [list(self.detector.parameters()), list(self.jammer.parameters()), [] if phases is None else [phases]]
         self._optimizers = [torch.optim.Adam(side, config.lr) for side in sides if side]
@@ -248,10 +260,19 @@ class DetectionTrainer(Timed):
         """Complex (pulses, samples), or None."""
         return None if self.phases is None else torch.polar(torch.ones_like(self.phases), self.phases)
 
+    def _build_detector(self) -> nn.Module:
+        return DetectionNetwork(self.config.detector)
+
+    def _sample(self, jam: Jam | None) -> Scene:
+        return sample_scene(self.scene, self.config.batch_size, jam, self.generator, self.pulses)
+
+    def _scores(self, received: Tensor, pulse: Tensor) -> Tensor:
+        scores: Tensor = self.detector(received, pulse)
+        return scores
+
     def _loss(self, jammer: JammerNetwork | None) -> Tensor:
-        jam = None if jammer is None else learned(jammer, self.scene.radar)
-        scene = sample_scene(self.scene, self.config.batch_size, jam, self.generator, self.pulses)
-        return detection_loss(self.detector, scene, self.config.empty_weight)
+        scene = self._sample(None if jammer is None else learned(jammer, self.scene.radar))
+        return detection_loss(self._scores, scene, self.config.empty_weight)
 
     def _opponent(self) -> JammerNetwork | None:
         past, which = torch.rand(2, generator=self.generator).tolist()
@@ -334,7 +355,7 @@ def measure(
     for first in range(0, maps, batch):
         scene = sample_scene(config, min(batch, maps - first), jam, generator, pulses)
         for name, detector in detectors.items():
-            scores = detector(scene.full, scene.pulse)[torch.arange(len(scene.row)), scene.row, scene.cell]
+            scores = scene.at_target(detector(scene.full, scene.pulse))
             found[name] += int((scores > highest[name][-1]).sum())
     return {
         name: Measured(

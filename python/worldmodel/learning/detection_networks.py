@@ -4,6 +4,7 @@ Both are convolutions over pulses or Doppler rows and range cells, which go roun
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Annotated
 
@@ -11,12 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmkernels.nn import ConvLSTM
 from worldmodel.environments.radar.config import CFARConfig
 from worldmodel.environments.radar.echoes import normal
-from worldmodel.environments.radar.receiver import adaptive_filter, cfar_threshold, doppler_filter, matched_filter
+from worldmodel.environments.radar.receiver import (
+    adaptive_filter,
+    cfar_threshold,
+    doppler_filter,
+    follow,
+    matched_filter,
+)
 from worldmodel.runs.fields import Bounds, Checked, Size
 
 _AROUND = CFARConfig()
+_REMEMBERS = 4.0  # bias of a forget gate that keeps nearly all, to begin with
 _FLOOR = 0.05  # of a row's mean power, added before the logarithm
 
 
@@ -83,13 +92,119 @@ class DetectionNetwork(nn.Module):
 
     def forward(self, received: Tensor, waveform: Tensor) -> Tensor:
         """``received`` complex (batch, pulses, cells), ``waveform`` complex (batch, samples) → (batch, rows, cells)."""
-        pulse = waveform[:, None]
-        filtered = torch.stack([matched_filter(received, pulse), adaptive_filter(received, pulse)], 1)
-        powers = doppler_filter(filtered).abs().square()
-        powers = powers / powers.mean(-1, keepdim=True) + _FLOOR
-        around = cfar_threshold(powers, _AROUND) / _AROUND.factor
-        logits: Tensor = self.network(torch.cat([powers.log(), (powers / around).log()], 1))[:, 0]
+        logits: Tensor = self.network(map_features(received, waveform))[:, 0]
         return logits
+
+
+def map_features(received: Tensor, waveform: Tensor) -> Tensor:
+    """What networks see of an interval, (batch, 4, rows, cells); arguments as of ``DetectionNetwork``."""
+    pulse = waveform[:, None]
+    filtered = torch.stack([matched_filter(received, pulse), adaptive_filter(received, pulse)], 1)
+    powers = doppler_filter(filtered).abs().square()
+    powers = powers / powers.mean(-1, keepdim=True) + _FLOOR
+    around = cfar_threshold(powers, _AROUND) / _AROUND.factor
+    return torch.cat([powers.log(), (powers / around).log()], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig(NetworkConfig):
+    """Of a detection network with a memory.
+
+    Attributes:
+        following: whether the memory is in a frame that moves with the targets of each Doppler row, or stays.
+    """
+
+    following: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class MapState:
+    """A memory of maps.
+
+    Attributes:
+        h: of the ConvLSTM, (1, batch, width, rows, cells), in the frame of the first interval.
+        c: as ``h``.
+        intervals: that it has seen.
+    """
+
+    h: Tensor
+    c: Tensor
+    intervals: int
+
+
+class TrackingNetwork(nn.Module):
+    """D(X_1, ..., X_t): the log odds that a target is in each cell of interval t, from all intervals up to it.
+
+    Convolutions see each interval as ``DetectionNetwork`` does; a ConvLSTM (Shi et al. 2015) along range cells goes on
+    from interval to interval; and a last layer reads both. In a frame that follows, a target that moves with the
+    velocity of its Doppler row stays where it is, up to half a cell.
+
+    Args:
+        moved: cells that targets of each Doppler row move away from interval to interval, float (rows,).
+        config: of the layers.
+
+    Example:
+        >>> from worldmodel.environments.radar.config import RadarConfig
+        >>> radar = RadarConfig(pulse=1.6e-6, repetition=6.4e-6, pulses=8)
+        >>> network = TrackingNetwork(radar.cells_moved(0.05))
+        >>> received, pulses = torch.randn(2, 3, 8, 64) + 0j, torch.randn(2, 3, 16) + 0j
+        >>> scores, state = network(received, pulses)
+        >>> after, state = network(received, pulses, state)
+        >>> scores.shape, state.intervals
+        (torch.Size([2, 3, 8, 64]), 6)
+    """
+
+    moved: Tensor
+
+    def __init__(self, moved: Tensor, config: TrackingConfig | None = None) -> None:
+        super().__init__()
+        config = config or TrackingConfig()
+        self.register_buffer("moved", moved if config.following else torch.zeros_like(moved))
+        self.network = CircularNetwork(4, config.width, config)
+        self.memory = ConvLSTM(config.width, config.width, (1, 3), batch_first=True, forget_bias=_REMEMBERS)
+        self.last = nn.Conv2d(2 * config.width, 1, 1)
+
+    def forward(self, received: Tensor, waveform: Tensor, state: MapState | None = None) -> tuple[Tensor, MapState]:
+        """Scores (batch, intervals, rows, cells), and the state after the last interval.
+
+        Args:
+            received: complex (batch, intervals, pulses, cells).
+            waveform: sent, complex (batch, intervals, samples).
+            state: after the intervals before; None where there are none.
+        """
+        batch, intervals = received.shape[:2]
+        seen = 0 if state is None else state.intervals
+        features = self.network(map_features(received.flatten(0, 1), waveform.flatten(0, 1)))
+        features = features.unflatten(0, (batch, intervals))
+        away = cells_away(self.moved, intervals, seen)[:, None]  # (intervals, 1, rows)
+        # Each step of the ConvLSTM looks one cell to either side: of maps that go round, as many cells are enough.
+        going_round = functools.partial(_going_round, reach=intervals)
+        before = None if state is None else (going_round(state.h), going_round(state.c))
+        outputs, (h, c) = self.memory(going_round(follow(features, away)), before)
+        own = slice(intervals, intervals + received.shape[-1])
+        remembered = follow(outputs[..., own], -away)
+        logits = self.last(torch.cat([features, remembered], 2).flatten(0, 1))
+        return logits[:, 0].unflatten(0, (batch, intervals)), MapState(h[..., own], c[..., own], seen + intervals)
+
+
+def cells_away(moved: Tensor, intervals: int, first: int = 0) -> Tensor:
+    """Whole cells from the place in interval 0 to that in ``first`` and the next ``intervals`` - 1.
+
+    Args:
+        moved: cells from interval to interval, (rows,).
+        intervals: how many.
+        first: of them.
+
+    Returns:
+        int64 (intervals, rows).
+    """
+    return (moved * torch.arange(first, first + intervals, device=moved.device)[:, None]).round().long()
+
+
+def _going_round(maps: Tensor, reach: int) -> Tensor:
+    """Maps (..., cells) with ``reach`` cells more on either side."""
+    cells = maps.shape[-1]
+    return maps[..., torch.arange(-reach, cells + reach, device=maps.device) % cells]
 
 
 class JammerNetwork(nn.Module):

@@ -132,6 +132,14 @@ class RadarConfig(Checked):
         """Doppler shift in turns per sample of rows, int64, of a range-Doppler map; the upper half is negative."""
         return (row - self.pulses * (2 * row >= self.pulses)) / (self.pulses * self.cells)
 
+    def velocity_of_row(self, row: Tensor) -> Tensor:
+        """Radial velocity in m/s at the middle of rows, int64, of a range-Doppler map; positive approaches."""
+        return self.doppler_of_row(row) * (self.wavelength * self.sample_rate / 2)
+
+    def cells_moved(self, seconds: float) -> Tensor:
+        """Range cells that targets of each Doppler row move away in ``seconds``: float32 (pulses,)."""
+        return self.velocity_of_row(torch.arange(self.pulses)) * (-seconds / self.cell_length)
+
     def signal_to_noise(self, distance: Tensor, cross_section: Tensor) -> Tensor:
         """Mean signal-to-noise ratio of one sample, linear: P G² λ² σ / ((4π)³ R⁴ L k T F fs).
 

@@ -70,15 +70,65 @@ def sample_echo(
         swerling: of the target, 0 to 4.
         generator: of place and fluctuation.
     """
-    batch = len(snr)
-    cell = torch.randint(1, radar.cells, (batch,), generator=generator).to(snr.device)
-    row = torch.randint(0, radar.pulses, (batch,), generator=generator).to(snr.device)
-    velocity = radar.doppler_of_row(row).to(snr.dtype) / radar.doppler(
-        torch.ones((), dtype=snr.dtype, device=snr.device)
-    )
-    distance = cell.to(snr.dtype) * radar.cell_length
+    cell, row = _sample_places(radar, len(snr), generator)
+    cell, row = cell.to(snr.device), row.to(snr.device)
+    return _echo(radar, waveform, snr, swerling, generator, row, cell.to(snr.dtype)), row, cell
+
+
+def sample_track(
+    radar: RadarConfig,
+    waveforms: Tensor,
+    snr: Tensor,
+    between: float,
+    swerling: int = 1,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Echoes of a target that moves from interval to interval, with the velocity at the middle of its Doppler row.
+
+    The fluctuation of each interval is its own, and its mean power the same at every distance.
+
+    Args:
+        radar: its parameters.
+        waveforms: transmitted, complex (batch, intervals, samples).
+        snr: as for ``sample_echo``, (batch,).
+        between: s from an interval to the next one.
+        swerling: of the target, 0 to 4.
+        generator: of first place and fluctuation.
+
+    Returns:
+        Complex (batch, intervals, pulses, cells); the row, int64 (batch,); and the nearest cell in each interval, int64
+        (batch, intervals). Range cells go round.
+    """
+    batch, intervals = waveforms.shape[:2]
+    first, row = _sample_places(radar, batch, generator)
+    moved = radar.cells_moved(between)[row][:, None] * torch.arange(intervals)
+    place = (first[:, None] + moved).remainder(radar.cells).clamp(1e-3, radar.cells - 1e-3).to(snr)
+    cell = (first[:, None] + moved.round().long()) % radar.cells
+    each = (snr[:, None].expand(-1, intervals).flatten(), swerling, generator, row.repeat_interleave(intervals))
+    echo = _echo(radar, waveforms.flatten(0, 1), *each, place.flatten())
+    return echo.unflatten(0, (batch, intervals)), row, cell
+
+
+def _sample_places(radar: RadarConfig, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Random range cells and Doppler rows, int64 (batch,)."""
+    cell = torch.randint(1, radar.cells, (batch,), generator=generator)
+    return cell, torch.randint(0, radar.pulses, (batch,), generator=generator)
+
+
+def _echo(
+    radar: RadarConfig,
+    waveform: Tensor,
+    snr: Tensor,
+    swerling: int,
+    generator: torch.Generator | None,
+    row: Tensor,
+    cell: Tensor,
+) -> Tensor:
+    """Echoes from places in cells, of any real value, with the velocity at the middle of a row."""
+    velocity = radar.velocity_of_row(row.to(snr.device)).to(snr.dtype)
+    distance = cell * radar.cell_length
     target = Targets(distance[:, None], velocity[:, None], radar.cross_section(distance, snr)[:, None], swerling)
-    return echoes(radar, waveform, target, generator), row, cell
+    return echoes(radar, waveform, target, generator)
 
 
 def sample_interval(

@@ -73,6 +73,18 @@ def range_doppler_map(radar: RadarConfig, received: Tensor, waveform: Tensor) ->
     return doppler_filter(filtered).abs().square()
 
 
+def follow(maps: Tensor, cells: Tensor) -> Tensor:
+    """Maps in a frame that moves with the targets of each Doppler row: what was ``cells`` further on is at 0.
+
+    Args:
+        maps: (..., rows, range cells), which go round.
+        cells: whole cells by which each row has moved away, int64, broadcast with (..., rows); negative goes back.
+    """
+    count = maps.shape[-1]
+    index = (torch.arange(count, device=maps.device) + cells[..., None]) % count
+    return maps.gather(-1, index.expand(maps.shape))
+
+
 def radar_shaped(radar: RadarConfig, signal: Tensor, name: str) -> Tensor:
     """``signal``, or ValueError if its shape is not (batch, pulses, cells)."""
     if signal.ndim != 3 or tuple(signal.shape[1:]) != (radar.pulses, radar.cells):
