@@ -1,4 +1,4 @@
-"""Rows and tables of ``radar.py``: detection networks under jamming, with a memory too, learned pulses, a jammer's recovery of pulses."""
+"""Rows and tables of ``radar.py``: detection networks under jamming, learned pulses, a jammer's recovery of pulses."""
 
 import copy
 import dataclasses
