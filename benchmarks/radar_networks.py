@@ -33,6 +33,7 @@ from worldmodel.learning.track_detection import (
     measure_tracks,
     remembering,
     summed,
+    summed_cfar,
 )
 
 SCENE = SceneConfig()
@@ -41,10 +42,10 @@ MAPS, SEED, CODES, FRESH = 3072, 1000, 4, 100
 DETECTORS = {"cfar": "CA-CFAR", "adaptive_cfar": "CA-CFAR, flat spectrum", "network": "network"}
 TRAINED, PAST, UNTRAINED = "learned with the network", "learned, past", "learned afresh"
 TRACKS = TrackConfig()
-MEMORY_SECONDS, TRACK_COUNT, SHOWN = 120, 1024, (1, 2, 4, 8)
+MEMORY_SECONDS, TRACK_COUNT, SHOWN = 90, 1024, (1, 2, 4, 8)
 TRACKERS = {
     "cfar": "CA-CFAR, each interval alone",
-    "powers": "powers summed along the ways",
+    "integrated": "powers summed along the ways, then CA-CFAR",
     "odds": "network, log odds summed along the ways",
     "staying": "network with memory, frame that stays",
     "memory": "network with memory, frame that follows",
@@ -137,7 +138,7 @@ def memory_rows(seed: int, seconds: float | None) -> Iterator[dict[str, Any]]:
     cfar = cfar_scores(radar, CFARConfig())
     detectors = {
         "cfar": each_alone(cfar),
-        "powers": summed(lambda received, pulse: cfar(received, pulse).exp(), moved),
+        "integrated": summed_cfar(radar, CFARConfig(), moved),
         "odds": summed(alone.detector, moved),
         **{name: remembering(trainers[name].detector) for name in ("memory", "staying")},
     }
