@@ -125,7 +125,7 @@ def summed(detector: Detector, moved: Tensor) -> Detector:
 def summed_cfar(radar: RadarConfig, config: CFARConfig, moved: Tensor) -> Detector:
     """A CA-CFAR of the powers' sums along the ways of each Doppler row's targets, references included.
 
-    It is noncoherent integration (Richards 2014, section 6.3). The references of all intervals estimate one level,
+    It is noncoherent integration (Richards 2014, chapter 6). The references of all intervals estimate one level,
     which is steadier than the level of each interval, by which ``summed`` divides.
 
     Args:
@@ -142,7 +142,7 @@ def summed_cfar(radar: RadarConfig, config: CFARConfig, moved: Tensor) -> Detect
 
 def sum_along(maps: Tensor, moved: Tensor) -> Tensor:
     """Sums of maps (batch, intervals, rows, cells) over the intervals so far, along the ways of each row's targets."""
-    away = cells_away(moved, maps.shape[1])
+    away = cells_away(moved, torch.arange(maps.shape[1], device=maps.device))
     return follow(follow(maps, away).cumsum(1), -away)
 
 
