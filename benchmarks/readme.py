@@ -369,6 +369,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "radar": radar_part,
     "radar-league": functools.partial(radar_part, sections=("league",)),
     "radar-detection": functools.partial(radar_part, sections=("detection",)),
+    "radar-memory": functools.partial(radar_part, sections=("memory",)),
     "radar-pulses": functools.partial(radar_part, sections=("pulses",)),
     "radar-recovery": functools.partial(radar_part, sections=("recovery",)),
     "radar-world-model": functools.partial(radar_part, sections=("world model",)),

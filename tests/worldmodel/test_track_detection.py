@@ -19,6 +19,7 @@ from worldmodel.learning.track_detection import (
     remembering,
     sample_tracks,
     summed,
+    summed_cfar,
 )
 from worldmodel.runs.fields import ConfigurationError
 
@@ -40,9 +41,9 @@ def tracks(intervals, batch=2, jam=None, **options):
 def test_rows_follow_their_own_cells_and_go_round():
     maps = torch.arange(12).view(2, 6)
     assert follow(maps, torch.tensor([2, -1])).tolist() == [[2, 3, 4, 5, 0, 1], [11, 6, 7, 8, 9, 10]]
-    several, away = torch.randn(5, 3, 2, 6), cells_away(torch.tensor([1.3, -2.6]), 3)
+    several, away = torch.randn(5, 3, 2, 6), cells_away(torch.tensor([1.3, -2.6]), torch.arange(3))
     assert away.tolist() == [[0, 0], [1, -3], [3, -5]]
-    assert cells_away(torch.tensor([1.3, -2.6]), 2, first=1).tolist() == away[1:].tolist()
+    assert cells_away(torch.tensor([1.3, -2.6]), torch.tensor([[2], [0]])).tolist() == [[[3, -5]], [[0, 0]]]
     assert torch.equal(follow(follow(several, away), -away), several)
 
 
@@ -61,7 +62,7 @@ def test_a_target_is_in_its_row_and_in_the_cell_that_is_told_in_every_interval(b
     echo, row, cell = sample_track(RADAR, codes, torch.full((64,), 1e4), between, 0, seeded(1))
     maps = range_doppler_map(RADAR, echo.flatten(0, 1), codes.flatten(0, 1)).reshape(64, 5, -1)
     assert torch.equal(maps.argmax(-1), row[:, None] * RADAR.cells + cell)
-    away = cells_away(RADAR.cells_moved(between), 5)
+    away = cells_away(RADAR.cells_moved(between), torch.arange(5))
     assert torch.equal((cell - away.T[row]) % RADAR.cells, cell[:, :1].expand(-1, 5)), "stays in a frame that follows"
 
 
@@ -72,7 +73,7 @@ def test_scores_depend_on_the_intervals_so_far_alone_and_go_on_from_a_state():
     torch.manual_seed(0)
     network, scene = TrackingNetwork(TRACKS.moved), tracks(6)
     whole, last = network(scene.full, scene.pulse)
-    assert last.intervals == 6 and last.h.shape == (1, 2, 8, RADAR.pulses, RADAR.cells)
+    assert last.intervals.tolist() == [6, 6] and last.h.shape == (1, 2, 8, RADAR.pulses, RADAR.cells)
     later = scene.full.clone()
     later[:, 3:] = torch.randn_like(later[:, 3:])
     changed = network(later, scene.pulse)[0]
@@ -85,6 +86,30 @@ def test_scores_depend_on_the_intervals_so_far_alone_and_go_on_from_a_state():
         parts.append(scores)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     torch.testing.assert_close((state.h, state.c), (last.h, last.c))
+
+
+def test_a_game_that_begins_knows_of_none_before():
+    """Between intervals, targets move by fractions of cells, whose rounding begins anew as well."""
+    torch.manual_seed(0)
+    network, scene = TrackingNetwork(TRACKS.moved * 0.4), tracks(6)
+    reset = torch.zeros(2, 6, dtype=torch.bool)
+    reset[0, 4] = reset[1, 1] = True
+    scores, state = network(scene.full, scene.pulse, reset=reset)
+    assert state.intervals.tolist() == [2, 5]
+    for game, first in ((0, 4), (1, 1)):
+        own = scene.full[game : game + 1], scene.pulse[game : game + 1]
+        before, _ = network(*(x[:, :first] for x in own))
+        alone, last = network(*(x[:, first:] for x in own))
+        torch.testing.assert_close(scores[game : game + 1], torch.cat([before, alone], 1))
+        torch.testing.assert_close(state.h[:, game : game + 1], last.h)
+    _, state = network(scene.full[:, :4], scene.pulse[:, :4])
+    later, again = network(scene.full[:, 4:], scene.pulse[:, 4:], state, reset[:, 4:])
+    torch.testing.assert_close(later[0], scores[0, 4:])
+    assert again.intervals.tolist() == [2, 6]
+
+    received = scene.full.clone().requires_grad_()
+    network(received, scene.pulse, reset=reset)[0][0, 4:].sum().backward()
+    assert not received.grad[0, :4].any() and received.grad[0, 4:].any()
 
 
 def test_range_cells_go_round():
@@ -105,7 +130,7 @@ def test_what_moves_with_its_row_is_to_a_memory_that_follows_as_what_rests_to_on
     stays.load_state_dict(follows.state_dict())
     stays.moved.zero_()
     rests = torch.randn(1, 1, RADAR.pulses, RADAR.cells).expand(2, 4, -1, -1)
-    away = cells_away(TRACKS.moved, 4)
+    away = cells_away(TRACKS.moved, torch.arange(4))
     pulse = torch.zeros(2, 4, RADAR.samples)
     moving = follows(follow(rests, -away), pulse)[0]
     torch.testing.assert_close(follow(moving, away), stays(rests, pulse)[0])
@@ -161,10 +186,12 @@ def test_sums_along_the_ways_find_more_from_interval_to_interval_and_sums_in_pla
         "alone": each_alone(cfar),
         "ways": summed(lambda received, pulse: cfar(received, pulse).exp(), TRACKS.moved),
         "in place": summed(lambda received, pulse: cfar(received, pulse).exp(), torch.zeros(RADAR.pulses)),
+        "before the CFAR": summed_cfar(RADAR, CFARConfig(), TRACKS.moved),
     }
     found = measure_tracks(detectors, TRACKS, known_jammers(RADAR)["barrage"], 128, 3, false_alarm=1e-3)
-    alone, ways, in_place = found.values()
-    assert alone[0] == ways[0] == in_place[0] and max(alone) < 0.6
+    alone, ways, in_place, before = found.values()
+    assert alone[0] == ways[0] == in_place[0] == before[0] and max(alone) < 0.6
+    assert sum(before) > sum(ways) + 0.1, "one level of all intervals is steadier than the level of each"
     assert ways[1] > alone[1] + 0.15 and ways[3] > alone[3] + 0.35
     assert in_place[3] < ways[3] - 0.3
 

@@ -157,9 +157,14 @@ def cfar_scores(radar: RadarConfig, config: CFARConfig, adaptive: bool = False) 
             powers = doppler_filter(adaptive_filter(received, pulse[:, None])).abs().square()
         else:
             powers = range_doppler_map(radar, received, pulse)
-        return powers.log() - (cfar_threshold(powers, config) / config.factor).log()
+        return over_references(powers, config)
 
     return scores
+
+
+def over_references(powers: Tensor, config: CFARConfig) -> Tensor:
+    """``powers`` (..., cells) over the mean of their reference cells, in nepers."""
+    return powers.log() - (cfar_threshold(powers, config) / config.factor).log()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,14 +122,14 @@ class MapState:
     """A memory of maps.
 
     Attributes:
-        h: of the ConvLSTM, (1, batch, width, rows, cells), in the frame of the first interval.
+        h: of the ConvLSTM, (1, batch, width, rows, cells), in the frame of the game's first interval.
         c: as ``h``.
-        intervals: that it has seen.
+        intervals: of the game that it has seen, int64 (batch,).
     """
 
     h: Tensor
     c: Tensor
-    intervals: int
+    intervals: Tensor
 
 
 class TrackingNetwork(nn.Module):
@@ -151,7 +151,7 @@ class TrackingNetwork(nn.Module):
         >>> scores, state = network(received, pulses)
         >>> after, state = network(received, pulses, state)
         >>> scores.shape, state.intervals
-        (torch.Size([2, 3, 8, 64]), 6)
+        (torch.Size([2, 3, 8, 64]), tensor([6, 6]))
     """
 
     moved: Tensor
@@ -164,41 +164,55 @@ class TrackingNetwork(nn.Module):
         self.memory = ConvLSTM(config.width, config.width, (1, 3), batch_first=True, forget_bias=_REMEMBERS)
         self.last = nn.Conv2d(2 * config.width, 1, 1)
 
-    def forward(self, received: Tensor, waveform: Tensor, state: MapState | None = None) -> tuple[Tensor, MapState]:
+    def forward(
+        self, received: Tensor, waveform: Tensor, state: MapState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, MapState]:
         """Scores (batch, intervals, rows, cells), and the state after the last interval.
 
         Args:
             received: complex (batch, intervals, pulses, cells).
             waveform: sent, complex (batch, intervals, samples).
             state: after the intervals before; None where there are none.
+            reset: bool (batch, intervals), true in the first interval of another game, which knows of none before.
         """
         batch, intervals = received.shape[:2]
-        seen = 0 if state is None else state.intervals
+        number = _since_reset(received, state, reset)
         features = self.network(map_features(received.flatten(0, 1), waveform.flatten(0, 1)))
         features = features.unflatten(0, (batch, intervals))
-        away = cells_away(self.moved, intervals, seen)[:, None]  # (intervals, 1, rows)
+        away = cells_away(self.moved, number)[:, :, None]  # (batch, intervals, 1, rows)
         # Each step of the ConvLSTM looks one cell to either side: of maps that go round, as many cells are enough.
         going_round = functools.partial(_going_round, reach=intervals)
         before = None if state is None else (going_round(state.h), going_round(state.c))
-        outputs, (h, c) = self.memory(going_round(follow(features, away)), before)
+        outputs, (h, c) = self.memory(going_round(follow(features, away)), before, reset)
         own = slice(intervals, intervals + received.shape[-1])
         remembered = follow(outputs[..., own], -away)
         logits = self.last(torch.cat([features, remembered], 2).flatten(0, 1))
-        return logits[:, 0].unflatten(0, (batch, intervals)), MapState(h[..., own], c[..., own], seen + intervals)
+        after = MapState(h[..., own], c[..., own], number[:, -1] + 1)
+        return logits[:, 0].unflatten(0, (batch, intervals)), after
 
 
-def cells_away(moved: Tensor, intervals: int, first: int = 0) -> Tensor:
-    """Whole cells from the place in interval 0 to that in ``first`` and the next ``intervals`` - 1.
+def cells_away(moved: Tensor, number: Tensor) -> Tensor:
+    """Whole cells from the place in interval 0 to that in interval ``number``, the nearest where there are fractions.
 
     Args:
         moved: cells from interval to interval, (rows,).
-        intervals: how many.
-        first: of them.
+        number: of intervals, int64 (...).
 
     Returns:
-        int64 (intervals, rows).
+        int64 (..., rows).
     """
-    return (moved * torch.arange(first, first + intervals, device=moved.device)[:, None]).round().long()
+    return (moved * number[..., None]).round().long()
+
+
+def _since_reset(received: Tensor, state: MapState | None, reset: Tensor | None) -> Tensor:
+    """Number of each interval in its game, int64 (batch, intervals)."""
+    batch, intervals = received.shape[:2]
+    position = torch.arange(intervals, device=received.device).expand(batch, -1)
+    number = position if state is None else position + state.intervals[:, None]
+    if reset is None:
+        return number
+    start = torch.where(reset, position, -1).cummax(1).values
+    return torch.where(start < 0, number, position - start)
 
 
 def _going_round(maps: Tensor, reach: int) -> Tensor:

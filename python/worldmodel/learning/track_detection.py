@@ -13,9 +13,9 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from worldmodel.environments.radar.config import Seconds
+from worldmodel.environments.radar.config import CFARConfig, RadarConfig, Seconds
 from worldmodel.environments.radar.interval import sample_track
-from worldmodel.environments.radar.receiver import follow
+from worldmodel.environments.radar.receiver import follow, range_doppler_map
 from worldmodel.environments.radar.theory import power
 from worldmodel.learning.detection_game import (
     DetectionTrainConfig,
@@ -25,6 +25,7 @@ from worldmodel.learning.detection_game import (
     Scene,
     SceneConfig,
     interference,
+    over_references,
 )
 from worldmodel.learning.detection_networks import TrackingConfig, TrackingNetwork, cells_away
 from worldmodel.runs.fields import Bounds
@@ -118,13 +119,31 @@ def summed(detector: Detector, moved: Tensor) -> Detector:
         detector: of single intervals.
         moved: cells from interval to interval, (rows,).
     """
+    return lambda received, pulse: sum_along(each_alone(detector)(received, pulse), moved)
 
-    def scores(received: Tensor, pulse: Tensor) -> Tensor:
-        found = each_alone(detector)(received, pulse)
-        away = cells_away(moved, found.shape[1])
-        return follow(follow(found, away).cumsum(1), -away)
 
-    return scores
+def summed_cfar(radar: RadarConfig, config: CFARConfig, moved: Tensor) -> Detector:
+    """A CA-CFAR of the powers' sums along the ways of each Doppler row's targets, references included.
+
+    It is noncoherent integration (Richards 2014, chapter 6). The references of all intervals estimate one level,
+    which is steadier than the level of each interval, by which ``summed`` divides.
+
+    Args:
+        radar: its parameters.
+        config: of the CFAR.
+        moved: cells from interval to interval, (rows,).
+    """
+
+    def powers(received: Tensor, pulse: Tensor) -> Tensor:
+        return range_doppler_map(radar, received, pulse)
+
+    return lambda received, pulse: over_references(sum_along(each_alone(powers)(received, pulse), moved), config)
+
+
+def sum_along(maps: Tensor, moved: Tensor) -> Tensor:
+    """Sums of maps (batch, intervals, rows, cells) over the intervals so far, along the ways of each row's targets."""
+    away = cells_away(moved, torch.arange(maps.shape[1], device=maps.device))
+    return follow(follow(maps, away).cumsum(1), -away)
 
 
 @torch.no_grad()
