@@ -29,7 +29,7 @@ from torch import Tensor
 
 from harness import tables
 from harness.keyed_rows import KeyedRows, mean_and_range
-from worldmodel.acting.plan_decider import IN_LATENTS
+from worldmodel.acting.plan_decider import FRESH_IN_LATENTS, IN_LATENTS
 from worldmodel.acting.room_episodes import Controller, Driven, LearnedDynamics, TrueDynamics, drive
 from worldmodel.data.actions import ActionSpec
 from worldmodel.data.batch import Batch
@@ -65,10 +65,12 @@ BLOCKS: dict[str, tuple[Block, ...]] = {
 LATENT = EmbeddingConfig(
     size=2, sigreg=0.0, variance=16.0, covariance=8.0, target_gradient=0.1, rollout=1, rollout_weight=0.0
 )
+HORIZON = 16  # actions, more than the longest way has
+PLANNER, FRESH = (dataclasses.replace(config, horizon=HORIZON) for config in (IN_LATENTS, FRESH_IN_LATENTS))
 METHODS = (*BLOCKS, "true dynamics", "random")
 STEPS, RADIUS, MAX_STEP = 200, 4.5, 2.45
 ACTION_STEPS, WANDER, REST = 4, 16, 128  # of actions: 64 steps, then 512
-MINUTES, ACTIONS, RECORDED, HELD_OUT = 12.0, 24, 40_000, 1_000
+MINUTES, ROWS, ACTIONS, LONGEST_REST, RECORDED, HELD_OUT = 3.0, 32, 40, 32, 40_000, 500
 CURVE = 12  # points of the learning curve
 
 
@@ -126,13 +128,13 @@ def sample_episodes(random: np.random.Generator, commands: Tensor, turns: bool) 
 
 
 def with_rests(random: np.random.Generator, commands: Tensor) -> Tensor:
-    """``commands``, in half of the rows zero for a random time after the first eight actions."""
+    """``commands``, some zero: one to eight actions, then a rest of one to ``LONGEST_REST``, short ones more often."""
     rows, actions = commands.shape[:2]
-    begin = random.integers(8, actions, rows)
-    end = begin + random.integers(1, actions, rows) * (random.random(rows) < 0.5)
-    time_ = np.arange(actions)
-    rests = (time_ >= begin[:, None]) & (time_ < end[:, None])
-    return commands * torch.from_numpy(~rests)[..., None]
+    moving = random.integers(1, 9, (rows, actions))
+    resting = np.exp(random.uniform(0, math.log(LONGEST_REST + 1), (rows, actions))).astype(int)
+    ends = np.stack([moving, resting], -1).reshape(rows, -1).cumsum(1)  # of the parts, in turn
+    part = (ends[:, :, None] <= np.arange(actions)).sum(1)  # of each action, (rows, actions)
+    return commands * torch.from_numpy(part % 2 == 0)[..., None]
 
 
 class EpisodeSource:
@@ -177,9 +179,9 @@ def recorded(seed: int, turns: bool) -> Episodes:
 
 
 def held_out(seed: int, turns: bool, rest: int) -> Episodes:
-    """Episodes that wander, rest for ``rest`` actions, and go on for as many as ``ACTIONS`` leave, one at least."""
+    """Episodes that wander, rest for ``rest`` actions and go on for eight."""
     random = np.random.default_rng([seed, 1])
-    commands = sample_commands(random, HELD_OUT, max(ACTIONS, WANDER + 1))
+    commands = sample_commands(random, HELD_OUT, WANDER + 8)
     stay = torch.zeros(HELD_OUT, rest, 2)
     return sample_episodes(random, torch.cat([commands[:, :WANDER], stay, commands[:, WANDER:]], 1), turns)
 
@@ -206,7 +208,7 @@ def train_config(method: str, seed: int, minutes: float) -> TrainConfig:
         preset="planning",
         model=world_model_config(method),
         learner=LearnerConfig(ema=100, objective=ObjectiveConfig(horizon=1, imagination_starts=1)),
-        replay=ReplayConfig(batch_size=64, window=ACTIONS + 1, burn_in=0),
+        replay=ReplayConfig(batch_size=ROWS, window=ACTIONS + 1, burn_in=0),
         seed=seed,
         threads=1,
         minutes=minutes,
@@ -252,13 +254,17 @@ def plan(method: str, seed: int, episodes: int, world_model: WorldModel | None) 
     began = time.process_time()
     if world_model is not None:
         learned = LearnedDynamics(
-            world_model, goal, layouts, IN_LATENTS, ACTION_STEPS, longest=MAX_STEP, max_step=MAX_STEP, seed=seed
+            world_model, goal, layouts, PLANNER, ACTION_STEPS, longest=MAX_STEP, seed=seed, fresh=FRESH
         )
         for action in range(commands.shape[1]):
             learned.follow(before[:, action], commands[:, action, None].expand(-1, ACTION_STEPS, -1))
         controller: Controller = learned
     elif method == "random":
-        controller = lambda positions: sample_commands(random, episodes, 1).repeat(1, ACTION_STEPS, 1)
+        walk = sample_commands(random, episodes, STEPS // ACTION_STEPS).repeat_interleave(ACTION_STEPS, 1)
+
+        def controller(positions: Tensor) -> Tensor:
+            return walk
+
     else:
         controller = TrueDynamics(goal, layouts, seed=seed, angles=angles)
     driven = drive(controller, before[:, -1], goal, layouts, STEPS, RADIUS, MAX_STEP, angles=angles)
