@@ -23,6 +23,7 @@ import models
 import place_memory_speed
 import planning
 import radar
+import turned_rooms
 from conv_lstms import chart as conv_lstm_chart
 from conv_lstms import report as conv_lstm_report
 from conv_lstms import targets as conv_lstm_targets
@@ -261,6 +262,14 @@ def planning_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
+def turned_rooms_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("turned rooms", results).values():
+        about = f"{environment.summary(result['environment'])}; one thread."
+        lines += [turned_rooms.report(result["rows"]), "", about, ""]
+    return _text(lines)
+
+
 def radar_part(results: Results, page: Path, sections: tuple[str, ...] = ("targets", "agents")) -> str:
     lines = []
     for result in of("radar", results).values():
@@ -366,6 +375,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "conv-lstm-results": conv_lstm_results_part,
     "imitation": imitation_part,
     "planning": planning_part,
+    "turned-rooms": turned_rooms_part,
     "radar": radar_part,
     "radar-league": functools.partial(radar_part, sections=("league",)),
     "radar-detection": functools.partial(radar_part, sections=("detection",)),

@@ -19,9 +19,14 @@ from worldmodel.acting.plan_costs import (
 )
 from worldmodel.acting.plan_decider import PlanningDecider
 from worldmodel.acting.planner import Planner, PlannerConfig, shifted, within_norm
-from worldmodel.acting.room_episodes import TrueDynamics, drive
+from worldmodel.acting.room_episodes import LearnedDynamics, TrueDynamics, drive
+from worldmodel.data.batch import Batch
+from worldmodel.data.selection import repeated
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.environments.two_rooms.moves import Layouts
+from worldmodel.environments.making import specs_of
+from worldmodel.environments.two_rooms.game import TurnedRoomsConfig
+from worldmodel.environments.two_rooms.moves import Layouts, travel, turned
+from worldmodel.environments.two_rooms.pictures import places
 from worldmodel.environments.two_rooms.walks import sample_tasks
 from worldmodel.model.latents import CategoricalConfig, EmbeddingConfig, GaussianConfig
 from worldmodel.model.perception import PerceptionConfig
@@ -305,3 +310,45 @@ def test_equal_parts_of_an_action_are_searched_as_one_move():
     assert decider._used == 1, "the third is of a second plan"
     with pytest.raises(ValueError, match="repeats is 3, expected a divisor of the 4 numbers"):
         model.act({"place": torch.rand(3, 3)}, state, reset, PlanningDecider(cost, config, repeats=3))
+
+
+def turned_scene(rows):
+    random = np.random.default_rng(5)
+    layouts = Layouts.fixed(rows)
+    return layouts, *sample_tasks(random, layouts), TurnedRoomsConfig(angles=0).turns(random, rows)
+
+
+def test_plans_under_true_dynamics_arrive_where_commands_are_turned_by_known_angles():
+    layouts, start, goal, angles = turned_scene(3)
+    knows = TrueDynamics(goal, layouts, angles=angles)
+    assert drive(knows, start, goal, layouts, until_hit=True, angles=angles).hit.all()
+    back = drive(lambda places: turned(goal - places, -angles)[:, None], start, goal, layouts, 60, angles=angles)
+    straight = drive(lambda places: (goal - places)[:, None], start, goal, layouts, 60)
+    assert torch.allclose(back.path, straight.path, atol=1e-3)
+    unaware = drive(lambda places: (goal - places)[:, None], start, goal, layouts, 60, angles=angles)
+    assert not torch.allclose(unaware.path, straight.path, atol=1)
+
+
+def test_a_controller_of_places_remembers_moves_that_it_did_not_plan():
+    """Its state is that of observing the same steps, so that its plans differ with what it was told."""
+    observation, action = specs_of("worldmodel/TurnedRooms-v0", env_args={"observes": "place"})
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, perception=PerceptionConfig(EmbeddingConfig(size=2)))
+    model = WorldModel(observation, repeated(action, 4), config)
+    layouts, start, goal, _ = turned_scene(3)
+    moves = torch.linspace(-2.4, 2.4, 3 * 5 * 2).view(3, 5, 1, 2).expand(-1, -1, 4, -1)
+    path = travel(start, moves.flatten(1, 2), layouts)[:, ::4]
+    controller = LearnedDynamics(model, goal, layouts, PlannerConfig(horizon=3, samples=8, iterations=1), fresh=None)
+    for step in range(5):
+        controller.follow(path[:, step], moves[:, step])
+    observations, flags = {"observation": places(path)}, torch.zeros(3, 6, dtype=torch.bool)
+    encoded = torch.cat([(moves / 2.45).flatten(2), torch.zeros(3, 1, 8)], 1)
+    first = flags.clone()
+    first[:, 0] = True
+    batch = Batch(observations, encoded, flags.float(), flags, flags, first, ~flags)
+    planned = controller(path[:, 5])
+    assert planned.shape == (3, 4, 2)
+    observed = model.observe(batch)
+    assert torch.allclose(controller._state["features"], observed.features[:, -1], atol=1e-4)
+    with pytest.raises(ValueError, match="an action has shape"):
+        controller.follow(path[:, 5], moves[:, 0, :3])

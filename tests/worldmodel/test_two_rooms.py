@@ -170,6 +170,19 @@ def test_hidden_angles_turn_commands_and_no_picture_shows_them():
     assert environment.observation_space == plain.observation_space
 
 
+@pytest.mark.filterwarnings("ignore:.*(render_mode|symmetric and normalized).*:UserWarning")
+def test_the_place_may_be_observed_instead_of_a_picture():
+    environment = gymnasium.make("worldmodel/TurnedRooms-v0", observes="place", wander=2, rest=2, length=5).unwrapped
+    check_env(environment, skip_render_check=True)
+    observation, info = environment.reset(seed=2)
+    for _ in range(4):
+        assert np.allclose((observation + 0.5) * 65, info["position"], atol=1e-4)
+        assert np.allclose((info["goal"] + 0.5) * 65, info["goal_position"], atol=1e-4)
+        observation, _, _, _, info = environment.step(environment.explore())
+    observations, _ = specs_of("worldmodel/TwoRooms-v0", env_args={"observes": "place"})
+    assert observations.modalities["observation"].kind == "vector"
+
+
 def test_bad_input_is_told():
     environment = make("worldmodel/TwoRooms-v0").unwrapped
     for call in (lambda: environment.step([0.0, 0.0]), environment.explore, environment.render):
@@ -186,6 +199,7 @@ def test_bad_input_is_told():
         ({"crossing": 0.7, "bumping": 0.4}, r"crossing is 0\.7 and bumping 0\.4, expected a sum of at most 1"),
         ({"radius": 0.0}, r"radius \(pixels\) is 0\.0, expected a number, more than 0"),
         ({"max_step": float("nan")}, r"max_step \(pixels\) is nan, expected a finite number"),
+        ({"goal_channel": True, "observes": "place"}, "goal_channel is true and observes 'place', which has no"),
         ({"max_step": 1.7}, r"max_step \(pixels\) is 1\.7, expected a number, at least 1\.8"),  # shorter than of walks
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -3,14 +3,15 @@
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodel.acting.plan_costs import GoalCost, LatentGoalCost, LatentRollout, encode_goal
 from worldmodel.acting.plan_decider import FRESH_IN_LATENTS, IN_LATENTS, PlanningDecider
 from worldmodel.acting.planner import Plan, Planner, PlannerConfig, shifted, within_norm
-from worldmodel.environments.two_rooms.moves import Layouts, move, shortened, travel
-from worldmodel.environments.two_rooms.pictures import pixels
+from worldmodel.environments.two_rooms.moves import Layouts, move, shortened, travel, turned
+from worldmodel.environments.two_rooms.pictures import pixels, places
 from worldmodel.model.world_model import WorldModel
 
 Controller = Callable[[Tensor], Tensor]
@@ -47,10 +48,11 @@ def drive(
     radius: float = 4.5,
     max_step: float = 2.45,
     until_hit: bool = False,
+    angles: Tensor | None = None,
 ) -> Driven:
     """Episodes of ``steps`` from start to goal, (rows, 2); a controller is asked again when its moves are used up.
 
-    With ``until_hit`` all end as soon as each had its first success.
+    With ``until_hit`` all end as soon as each had its first success. Moves are turned by ``angles``, (rows,), radians.
 
     Example:
         >>> start, goal = torch.tensor([[20.0, 10.0]]), torch.tensor([[44.0, 10.0]])
@@ -66,7 +68,8 @@ def drive(
             break
         if not waiting:
             waiting = list(shortened(controller(path[-1]), max_step).unbind(1))
-        path.append(move(path[-1], waiting.pop(0), layouts))
+        command = waiting.pop(0)
+        path.append(move(path[-1], command if angles is None else turned(command, angles), layouts))
         hit |= (path[-1] - goal).norm(dim=-1) <= radius
     places = torch.stack(path, 1)
     near = (places[:, 1:] - goal[:, None]).norm(dim=-1) <= radius  # (rows, steps)
@@ -75,7 +78,7 @@ def drive(
 
 
 class TrueDynamics:
-    """A controller that plans with ``move`` itself, towards goals of known place.
+    """A controller that plans with ``move`` itself, towards goals of known place; it knows ``angles``, as of ``drive``.
 
     Args:
         goal: (rows, 2).
@@ -85,6 +88,7 @@ class TrueDynamics:
         every: actions after which plans are renewed.
         max_step: longest move, pixels.
         seed: of samples.
+        angles: by which moves are turned, (rows,), radians; None for none.
 
     Attributes:
         plan: the newest.
@@ -99,8 +103,9 @@ class TrueDynamics:
         every: int = 4,
         max_step: float = 2.45,
         seed: int = 0,
+        angles: Tensor | None = None,
     ) -> None:
-        self.layouts, self.repeat, self.every = layouts, repeat, every
+        self.layouts, self.repeat, self.every, self.angles = layouts, repeat, every, angles
         generator = torch.Generator().manual_seed(seed)
         project = within_norm(max_step)
         self._planner = Planner(self._rollout, GoalCost(goal), 2, config, project=project, generator=generator)
@@ -112,17 +117,19 @@ class TrueDynamics:
         return self.plan.actions[:, : self.every].repeat_interleave(self.repeat, 1)
 
     def _rollout(self, places: Tensor, actions: Tensor) -> Tensor:
+        if self.angles is not None:
+            actions = turned(actions, self.angles[:, None, None])
         moves = actions.repeat_interleave(self.repeat, 2)  # (rows, samples, steps, 2)
         path = travel(places[:, None], moves, self.layouts[:, None])
         return path[:, :, self.repeat :: self.repeat]
 
 
 class LearnedDynamics:
-    """A controller that sees pictures, and plans in the latents of a world model of recorded walks.
+    """A controller that sees what its world model observes, pictures or places, and plans in its latents.
 
     Args:
-        world_model: trained on ``worldmodel/TwoRooms-v0`` with actions of ``repeat`` moves.
-        goal: (rows, 2); the model gets its picture.
+        world_model: trained on ``worldmodel/TwoRooms-v0`` or ``TurnedRooms-v0`` with actions of ``repeat`` moves.
+        goal: (rows, 2); the model gets its observation.
         layouts: (rows,).
         config: of the search, in shares of the longest move.
         repeat: steps for which a move of a plan is repeated.
@@ -153,15 +160,24 @@ class LearnedDynamics:
         self._state = world_model.init_state(len(goal))
         self._is_first = torch.ones(len(goal), dtype=torch.bool)
 
-    def __call__(self, places: Tensor) -> Tensor:
-        actions, self._state = self.world_model.act(self._seen(places), self._state, self._is_first, self._decider)
+    def __call__(self, positions: Tensor) -> Tensor:
+        actions, self._state = self.world_model.act(self._seen(positions), self._state, self._is_first, self._decider)
         self._is_first = torch.zeros_like(self._is_first)
         return torch.from_numpy(self.world_model.action_spec.to_env(actions.numpy()))
+
+    def follow(self, positions: Tensor, moves: Tensor) -> None:
+        """Observes ``positions`` (rows, 2) and takes in that ``moves`` (rows, repeat, 2) are made there, not a plan."""
+        spec, seen = self.world_model.action_spec, self._seen(positions)
+        taken = spec.encode(torch.from_numpy(np.stack([spec.from_env(row) for row in moves.numpy()])))
+        _, self._state = self.world_model.act(seen, self._state, self._is_first, lambda *_: taken)
+        self._is_first = torch.zeros_like(self._is_first)
 
     def foreseen(self) -> Tensor:
         """Latents of the rest of the plan, from the newest call on: (rows, actions, latent width)."""
         with torch.no_grad():
             return LatentRollout(self.world_model)(self._state, self._decider.left[:, None])[:, 0]
 
-    def _seen(self, places: Tensor) -> dict[str, Tensor]:
-        return {"observation": torch.from_numpy(pixels(places, self.layouts))}
+    def _seen(self, positions: Tensor) -> dict[str, Tensor]:
+        if self.world_model.observation_spec.modalities["observation"].kind == "vector":
+            return {"observation": places(positions)}
+        return {"observation": torch.from_numpy(pixels(positions, self.layouts))}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldmodel.environments.ids import register
 from worldmodel.environments.two_rooms.moves import SIDE, Layouts, move, shortened, turned
-from worldmodel.environments.two_rooms.pictures import drawing, observation, walls
+from worldmodel.environments.two_rooms.pictures import drawing, observation, places, walls
 from worldmodel.environments.two_rooms.walks import LONGEST_STEP, WalkConfig, Walks, sample_tasks, sample_walks
 from worldmodel.runs.fields import Bounds, ConfigurationError, Limit, Unit, checked_value
 from worldmodel.runs.optional_dependencies import missing
@@ -42,6 +42,7 @@ class TwoRoomsConfig(WalkConfig):
         max_step: longest move, pixels, those of walks at least; longer commands are shortened.
         radius: distance from the goal that is a success, pixels.
         goal_channel: whether the observation has the goal's dot as a third channel.
+        observes: picture: dot and walls; place: the dot's place alone, as ``pictures.places`` gives it.
         ends: whether an episode of the task cross terminates at its first success; a walk never does.
     """
 
@@ -50,7 +51,16 @@ class TwoRoomsConfig(WalkConfig):
     max_step: Annotated[float, Bounds(LONGEST_STEP, SIDE), Unit("pixels")] = 2.45
     radius: Pixels = 4.5
     goal_channel: bool = False
+    observes: Literal["picture", "place"] = "picture"
     ends: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.goal_channel and self.observes == "place":
+            raise ConfigurationError(
+                f"{type(self).__name__}: goal_channel is true and observes 'place', which has no channels: expected "
+                "observes 'picture', or goal_channel false"
+            )
 
     def layouts(self, random: np.random.Generator, count: int) -> Layouts:
         return Layouts.sampled(random, count) if self.layout == "random" else Layouts.fixed(count)
@@ -80,7 +90,7 @@ class TwoRooms(gymnasium.Env[Any, Any]):
     """Observes the dot and the walls as two channels; ``options`` are the fields of ``TwoRoomsConfig``.
 
     The reward is 1 where the dot is within ``radius`` of the goal after the step, else 0. ``info`` has the goal's
-    picture as ``goal``, the places of dot and goal as ``position`` and ``goal_position``, pixels, and ``success``.
+    observation as ``goal``, the places of dot and goal as ``position`` and ``goal_position``, pixels, and ``success``.
 
     Attributes:
         position: of the dot, pixels, float32 (2,); goal: its place.
@@ -105,6 +115,8 @@ class TwoRooms(gymnasium.Env[Any, Any]):
         reach, channels = self.config.max_step, 3 if self.config.goal_channel else 2
         self.action_space = gymnasium.spaces.Box(-reach, reach, (2,), np.float32)
         self.observation_space = gymnasium.spaces.Box(0, 255, (SIDE, SIDE, channels), np.uint8)
+        if self.config.observes == "place":
+            self.observation_space = gymnasium.spaces.Box(-0.5, 0.5, (2,), np.float32)
         self._walk: Tensor | None = None
 
     def _configured(self, options: dict[str, Any]) -> TwoRoomsConfig:
@@ -168,6 +180,8 @@ class TwoRooms(gymnasium.Env[Any, Any]):
         return True
 
     def _observation(self, position: Tensor) -> np.ndarray:
+        if self.config.observes == "place":
+            return places(position).numpy()
         return observation(position, self._walls, self.goal if self.config.goal_channel else None)
 
     def _info(self) -> dict[str, Any]:

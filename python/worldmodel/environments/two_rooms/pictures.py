@@ -46,6 +46,11 @@ def pixels(positions: Tensor, layouts: Layouts) -> np.ndarray:
     return (shown * 255).to(torch.uint8).numpy()
 
 
+def places(positions: Tensor) -> Tensor:
+    """Positions (..., 2) as ``TwoRooms`` gives them with ``observes="place"``: from the middle, in picture sides."""
+    return positions / SIDE - 0.5
+
+
 def observation(position: Tensor, wall_picture: Tensor, goal: Tensor | None = None) -> np.ndarray:
     """One observation, uint8 (SIDE, SIDE, channels): the dot, the walls, and the goal's dot if it is given."""
     channels = [dots(position), wall_picture] + ([] if goal is None else [dots(goal)])
