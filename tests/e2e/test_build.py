@@ -54,6 +54,12 @@ def write_program(path: Path, script: str) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def nothing_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of builds, whatever those who run the tests ask of theirs."""
+    monkeypatch.delenv("WMKERNELS_REQUIRE_NATIVE", raising=False)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     root = tmp_path / "project"
@@ -128,9 +134,8 @@ def test_headers_of_pybind11_that_moved_but_did_not_change_compile_nothing(
 @needs_compiler
 @pytest.mark.parametrize("cxx", ["", "c++"], ids=["found", "named"])
 def test_a_kernel_that_does_not_compile_leaves_the_reference(
-    cxx: str, project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cxx: str, project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("WMKERNELS_REQUIRE_NATIVE", raising=False)
     assert build(project, CXX=cxx).extension
     (project / "csrc/cpu/op/kernel.cpp").write_text("this is not C++\n")
     report = build(project, CXX=cxx)
@@ -156,10 +161,7 @@ def test_a_kernel_that_does_not_compile_stops_a_build_that_asks_for_it(project: 
 
 
 @needs_compiler
-def test_a_cuda_kernel_that_does_not_compile_leaves_the_cpu_kernels(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WMKERNELS_REQUIRE_NATIVE", raising=False)
+def test_a_cuda_kernel_that_does_not_compile_leaves_the_cpu_kernels(project: Path, tmp_path: Path) -> None:
     (project / "csrc/cuda/op").mkdir(parents=True)
     (project / "csrc/cuda/op/kernel.cu").write_text("")
     script = FAKE_NVCC.format(
