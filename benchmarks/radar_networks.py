@@ -47,8 +47,8 @@ TRACKS = TrackConfig()
 MEMORY_SECONDS, TRACK_COUNT, SHOWN = 90, 1024, (1, 2, 4, 8)
 TRACKERS = {
     "cfar": "CA-CFAR, each interval alone",
-    "integrated": "powers summed along the ways, then CA-CFAR",
-    "odds": "network, log odds summed along the ways",
+    "integrated": "powers summed along the track, then CA-CFAR",
+    "odds": "network, log odds summed along the track",
     "staying": "network with memory, frame that stays",
     "following": "network with memory, frame that follows",
 }
